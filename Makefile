@@ -1,0 +1,33 @@
+# Two commands do everything: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint format proto clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+test: setup lint
+	$(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# prototxt/caffe_pb2.py from prototxt/caffe.proto, with a compiler old enough for every protobuf that we support
+proto:
+	$(PYTHON) -m venv build/proto
+	build/proto/bin/python -m pip install --quiet 'grpcio-tools==1.62.3' 'setuptools<70'
+	build/proto/bin/python prototxt/_generate.py
+
+clean:
+	rm -rf $(VENV) build output *.egg-info

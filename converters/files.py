@@ -1,0 +1,88 @@
+"""Opening weight files for reading without a copy, and replacing files whole when writing."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from prototxt.errors import CaffePortError, nearest
+
+from .errors import WeightsError
+
+_NO_PICKLE = "Pickles are never opened: they can run code. Give the Caffe file."
+# First bytes -> (what the file is, what to do about it). None of them can begin a Caffe message.
+_OTHER_FORMATS = (
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "HDF5 files are read by converters.hdf5, not here."),
+    (b"PK\x03\x04", "a zip archive (or a PyTorch or .npz file)", "Unpack it, or give the Caffe file it was made from."),
+    (b"\x1f\x8b", "gzip-compressed", "Decompress it first, for instance with gunzip."),
+    *((bytes([0x80, n]), "a Python pickle", _NO_PICKLE) for n in (2, 3, 4, 5)),
+    (b"\x93NUMPY", "a numpy array", "Give the Caffe file."),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "Fetch the file with `git lfs pull`."),
+    (b"<", "a web page or XML", "The download failed or the wrong file was given; fetch it again."),
+)
+_TEXT_CONTROLS = b"\t\n\r\f"
+
+
+def map_file(path: str | os.PathLike, kind: str) -> memoryview:
+    """The bytes of a file, memory-mapped read-only: nothing is read before it is looked at.
+
+    ``kind`` names what is expected ("a .caffemodel") in the messages. The mapping lives as long as any view on it,
+    also after the file was replaced or deleted.
+
+    Raises :class:`WeightsError` when the file is missing, a folder, empty, or recognisably something else: text such
+    as a prototxt, HDF5, zip, gzip, pickle, a Git LFS pointer, a web page.
+    """
+    path = Path(path)
+    if not path.exists():
+        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else None
+        hint = f"Did you mean {near}?" if near else "Check the path."
+        raise WeightsError(f"there is no such file; {kind} is needed", file=path, hint=hint)
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "not a regular file"
+        raise WeightsError(f"is {what}; {kind} is needed", file=path, hint="Give the file itself.")
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise WeightsError("the file is empty", file=path, hint="Fetch or write it again.")
+            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as err:
+        raise WeightsError(f"cannot be read: {err.strerror or err}", file=path) from err
+    _refuse_other_formats(bytes(view[:4096]), path, kind)
+    return view
+
+
+def _refuse_other_formats(head: bytes, path: Path, kind: str) -> None:
+    for magic, what, hint in _OTHER_FORMATS:
+        if head.startswith(magic):
+            raise WeightsError(f"is {what}; {kind} is needed", file=path, hint=hint)
+    # A Caffe message has a control byte (a length or a tag) close to its start; a text has none.
+    if all(byte >= 32 or byte in _TEXT_CONTROLS for byte in head):
+        hint = "Were the prototxt and the weights given in the wrong order?"
+        raise WeightsError(f"is a text file (a prototxt?); {kind} is needed", file=path, hint=hint)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, mode: str = "wb", **options) -> Iterator[IO]:
+    """Open a temporary file beside ``path``; when the block ends well it takes the place of ``path`` at once.
+
+    An error inside the block leaves ``path`` as it was and removes the temporary file. ``options`` go to ``open``.
+
+    Raises :class:`CaffePortError` when the folder is missing or not writable, or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open(mode, **options) as file:
+            yield file
+        temporary.replace(path)
+    except OSError as err:
+        temporary.unlink(missing_ok=True)
+        hint = None if path.parent.is_dir() else f"Create the folder {path.parent} first."
+        raise CaffePortError(f"cannot be written: {err.strerror or err}", file=path, hint=hint) from err
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

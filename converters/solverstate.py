@@ -1,0 +1,86 @@
+"""``.solverstate``: what a solver needs besides the weights to go on where it stopped.
+
+SolverState fields: iter=1, learned_net=2, history=3 (BlobProto), current_step=4.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .blob import decode_blob, encode_blob
+from .errors import WeightsError
+from .files import map_file, replacing
+from .wire import LEN, VARINT, expect, fields, len_field, signed, text, varint_field
+
+
+@dataclass
+class SolverState:
+    """``iter`` iterations are done; ``learned_net`` is the caffemodel saved with this state.
+
+    ``history`` has one array per learnable parameter, shared ones once, in the net's order; solvers with two
+    histories (Adam, AdaDelta) store all of the first, then all of the second. SGD's history contains the learning
+    rate. ``current_step`` counts the steps taken by the step and multistep policies.
+    """
+
+    iter: int = 0
+    learned_net: str = ""
+    history: list[np.ndarray] = field(default_factory=list)
+    current_step: int = 0
+
+
+def read_solverstate(path: str | os.PathLike) -> SolverState:
+    """Read a binary ``.solverstate``; the history arrays are read-only views on the memory-mapped file.
+
+    Raises :class:`WeightsError` for a file that is missing, cut short, damaged or of another format.
+    """
+    data = map_file(path, "a .solverstate")
+    try:
+        return _decode_state(data)
+    except WeightsError as err:
+        err.file = path
+        raise
+
+
+def write_solverstate(path: str | os.PathLike, state: SolverState) -> None:
+    """Write a ``.solverstate`` that Caffe can restore. The file appears whole or not at all.
+
+    Raises :class:`CaffePortError` when the file cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(varint_field(1, state.iter))
+        file.writelines(len_field(2, state.learned_net.encode()))
+        for blob in state.history:
+            file.writelines(len_field(3, *encode_blob(blob)))
+        file.write(varint_field(4, state.current_step))
+
+
+def _decode_state(data: memoryview) -> SolverState:
+    state, has_iter = SolverState(), False
+    for number, wire, value in fields(data):
+        if number == 1:
+            if wire == LEN:
+                break  # a NetParameter begins with its name
+            expect(number, wire, VARINT)
+            state.iter, has_iter = signed(value), True
+        elif number == 2:
+            state.learned_net = text(number, wire, value)
+        elif number == 3:
+            expect(number, wire, LEN)
+            state.history.append(_decode_history(value, len(state.history)))
+        elif number == 4:
+            expect(number, wire, VARINT)
+            state.current_step = signed(value)
+    if not has_iter:
+        raise WeightsError("is not a .solverstate: it has no iteration number", hint="Is it a .caffemodel?")
+    return state
+
+
+def _decode_history(message: memoryview, index: int) -> np.ndarray:
+    try:
+        return decode_blob(message)
+    except WeightsError as err:
+        err.field = f"history[{index}]"
+        raise

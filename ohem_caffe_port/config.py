@@ -1,0 +1,182 @@
+"""The keys of the original ``fast_rcnn/config.py``, typed and checked, as one object that is passed along."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+
+import yaml
+
+from prototxt.errors import nearest
+
+from .errors import PortError
+
+
+@dataclass
+class TrainConfig:
+    SCALES: tuple = (600,)  # shorter side of the image; one of them at random for each image
+    MAX_SIZE: int = 1000  # longest side of the scaled image
+    IMS_PER_BATCH: int = 2
+    BATCH_SIZE: int = 128  # RoIs in a minibatch
+    FG_FRACTION: float = 0.25
+    FG_THRESH: float = 0.5  # foreground: overlap >= FG_THRESH
+    BG_THRESH_HI: float = 0.5  # background: overlap in [LO, HI)
+    BG_THRESH_LO: float = 0.1
+    USE_FLIPPED: bool = True
+    BBOX_REG: bool = True
+    BBOX_THRESH: float = 0.5  # overlap from which a RoI trains the box regression
+    SNAPSHOT_ITERS: int = 10000
+    SNAPSHOT_INFIX: str = ""
+    USE_PREFETCH: bool = False
+    PREFETCH_WORKERS: int = 1  # processes that prepare minibatches when USE_PREFETCH; the result does not depend on it
+    BBOX_NORMALIZE_TARGETS: bool = True
+    BBOX_INSIDE_WEIGHTS: tuple = (1.0, 1.0, 1.0, 1.0)
+    BBOX_NORMALIZE_TARGETS_PRECOMPUTED: bool = False
+    BBOX_NORMALIZE_MEANS: tuple = (0.0, 0.0, 0.0, 0.0)
+    BBOX_NORMALIZE_STDS: tuple = (0.1, 0.1, 0.2, 0.2)
+    PROPOSAL_METHOD: str = "selective_search"
+    ASPECT_GROUPING: bool = True
+    HAS_RPN: bool = False
+    RPN_POSITIVE_OVERLAP: float = 0.7
+    RPN_NEGATIVE_OVERLAP: float = 0.3
+    RPN_CLOBBER_POSITIVES: bool = False
+    RPN_FG_FRACTION: float = 0.5
+    RPN_BATCHSIZE: int = 256
+    RPN_NMS_THRESH: float = 0.7
+    RPN_PRE_NMS_TOP_N: int = 12000
+    RPN_POST_NMS_TOP_N: int = 2000
+    RPN_MIN_SIZE: int = 16
+    RPN_BBOX_INSIDE_WEIGHTS: tuple = (1.0, 1.0, 1.0, 1.0)
+    RPN_POSITIVE_WEIGHT: float = -1.0
+    USE_OHEM: bool = False  # all RoIs of an image go into the net; implied by a net that mines
+    OHEM_USE_NMS: bool = True
+    OHEM_NMS_THRESH: float = 0.7
+    IMDB: str = ""  # data set when --imdb is not given
+
+
+@dataclass
+class TestConfig:
+    SCALES: tuple = (600,)
+    MAX_SIZE: int = 1000
+    NMS: float = 0.3
+    SVM: bool = False
+    BBOX_REG: bool = True
+    HAS_RPN: bool = False
+    PROPOSAL_METHOD: str = "selective_search"
+    RPN_NMS_THRESH: float = 0.7
+    RPN_PRE_NMS_TOP_N: int = 6000
+    RPN_POST_NMS_TOP_N: int = 300
+    RPN_MIN_SIZE: int = 16
+    IMDB: str = ""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+
+@dataclass
+class Config:
+    """All settings, with the original's defaults. ``IMDB``, ``PREFETCH_WORKERS`` are additions of this project."""
+
+    TRAIN: TrainConfig = field(default_factory=TrainConfig)
+    TEST: TestConfig = field(default_factory=TestConfig)
+    DEDUP_BOXES: float = 1.0 / 16.0  # scale at which two RoIs count as the same one; 0 switches it off
+    PIXEL_MEANS: tuple = (102.9801, 115.9465, 122.7717)  # BGR
+    RNG_SEED: int = 3
+    EPS: float = 1e-14
+    DATA_DIR: str = "data"  # holds VOCdevkit<year> and selective_search_data
+    EXP_DIR: str = "default"
+    # Read by the original only; accepted so that its .yml files load.
+    ROOT_DIR: str = ""
+    MODELS_DIR: str = ""
+    MATLAB: str = "matlab"
+    USE_GPU_NMS: bool = True
+    GPU_ID: int = 0
+
+    def __post_init__(self):
+        self.explicit: set[str] = set()  # dotted keys that a file or the command line set
+
+    def merge(self, values: dict, *, source: str) -> None:
+        """Takes over ``values`` (nested like this object).
+
+        Raises:
+            PortError: an unknown key (with the nearest known one) or a value of another type, naming ``source``.
+        """
+        _merge(self, values, source, "", self.explicit)
+
+    def merge_file(self, path) -> None:
+        """Takes over a YAML file such as the original's ``experiments/cfgs/*.yml``; nothing in it is executed."""
+        try:
+            values = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise PortError(f"cannot read the configuration: {error.strerror}", file=path) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            line = getattr(getattr(error, "problem_mark", None), "line", None)
+            raise PortError(
+                f"not a YAML file: {getattr(error, 'problem', None) or error}",
+                file=path,
+                line=None if line is None else line + 1,
+            ) from None
+        if values is None:
+            return
+        if not isinstance(values, dict):
+            raise PortError("a configuration is a mapping of keys to values", file=path)
+        self.merge(values, source=str(path))
+
+    def merge_list(self, items: list[str]) -> None:
+        """Takes over ``["TRAIN.SCALES", "[480,600]", ...]``, the form of the original's ``--set``."""
+        if len(items) % 2:
+            raise PortError(f"--set takes pairs KEY VALUE; '{items[-1]}' has no value")
+        for key, text in zip(items[0::2], items[1::2], strict=True):
+            try:
+                value = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                value = text
+            nested: dict = {}
+            inner = nested
+            *groups, last = key.split(".")
+            for group in groups:
+                inner = inner.setdefault(group, {})
+            inner[last] = value
+            self.merge(nested, source="--set")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def _merge(target, values: dict, source: str, prefix: str, explicit: set[str]) -> None:
+    known = {f.name for f in fields(target)}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in known:
+            near = nearest(str(key), known)
+            raise PortError(
+                f"unknown configuration key '{name}'" + (f"; did you mean '{prefix}{near}'?" if near else ""),
+                file=source,
+            )
+        old = getattr(target, key)
+        if is_dataclass(old):
+            if not isinstance(value, dict):
+                raise PortError(f"'{name}' is a group of keys, not a value", file=source)
+            _merge(old, value, source, f"{name}.", explicit)
+        else:
+            setattr(target, key, _coerce(value, old, name, source))
+            explicit.add(name)
+
+
+def _coerce(value, old, name: str, source: str):
+    """``value`` in the type of the default; ints may stand for floats, one number for a list of one."""
+    if isinstance(old, tuple):
+        flat = value
+        while isinstance(flat, (list, tuple)) and len(flat) == 1 and isinstance(flat[0], (list, tuple)):
+            flat = flat[0]  # the original's PIXEL_MEANS is [[[b, g, r]]]
+        if isinstance(flat, (int, float)) and not isinstance(flat, bool):
+            flat = [flat]
+        number = (int, float)
+        if isinstance(flat, (list, tuple)) and flat and all(isinstance(v, number) for v in flat):
+            return tuple(flat)
+    elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is type(old):
+        return value
+    expected = "a list of numbers" if isinstance(old, tuple) else f"of type {type(old).__name__}"
+    raise PortError(f"{name} must be {expected} (default {old!r}), not {value!r}", file=source)

@@ -1,0 +1,152 @@
+"""The endless stream of minibatches, in this process or prepared ahead by others."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..config import Config
+from ..errors import PortError
+from .minibatch import load_minibatch, plan_minibatch
+
+
+class MinibatchLoader:
+    """Minibatches of shuffled images, in the original's ``RoIDataLayer`` order.
+
+    Every random choice is made in this process, in sequence; with ``TRAIN.USE_PREFETCH`` worker processes only read
+    and scale images, so the stream is the same for any number of workers, and ahead of use.
+
+    As in the original, a permutation is replaced when ``cur + IMS_PER_BATCH >= len(roidb)``: the last images of each
+    permutation are not used.
+
+    Raises:
+        PortError: no images, or settings that do not fit together.
+    """
+
+    def __init__(self, roidb: list[dict], num_classes: int, cfg: Config, rng: np.random.RandomState):
+        self.roidb, self.num_classes, self.cfg, self.rng = roidb, num_classes, cfg, rng
+        train = cfg.TRAIN
+        if not roidb:
+            raise PortError("the roidb is empty: there is nothing to train on")
+        if len(roidb) < train.IMS_PER_BATCH:
+            raise PortError(f"{len(roidb)} images for minibatches of TRAIN.IMS_PER_BATCH {train.IMS_PER_BATCH}")
+        if train.BATCH_SIZE % train.IMS_PER_BATCH:
+            raise PortError(
+                f"TRAIN.IMS_PER_BATCH ({train.IMS_PER_BATCH}) must divide TRAIN.BATCH_SIZE ({train.BATCH_SIZE})"
+            )
+        largest = max(int(entry["max_classes"].max()) for entry in roidb)
+        if largest >= num_classes:
+            raise PortError(
+                f"the data set has class {largest}, the net's data layer num_classes {num_classes}",
+                hint="give the net as many classes as the imdb, background included",
+            )
+        self._states: deque[dict] = deque()
+        self._batches = None
+        self._shuffle()
+        self._state = self._now()
+
+    def _shuffle(self) -> None:
+        if self.cfg.TRAIN.ASPECT_GROUPING:
+            wide = np.array([entry["width"] >= entry["height"] for entry in self.roidb])
+            inds = np.hstack([self.rng.permutation(np.where(wide)[0]), self.rng.permutation(np.where(~wide)[0])])
+            if len(inds) % 2:
+                raise PortError(
+                    f"TRAIN.ASPECT_GROUPING pairs images, and there are {len(inds)}",
+                    hint="switch it off with --set TRAIN.ASPECT_GROUPING False, or train with TRAIN.USE_FLIPPED",
+                )
+            pairs = inds.reshape(-1, 2)
+            self._perm = pairs[self.rng.permutation(np.arange(len(pairs)))].reshape(-1)
+        else:
+            self._perm = self.rng.permutation(np.arange(len(self.roidb)))
+        self._cur = 0
+
+    def _plans(self):
+        images = self.cfg.TRAIN.IMS_PER_BATCH
+        while True:
+            if self._cur + images >= len(self.roidb):
+                self._shuffle()
+            inds = self._perm[self._cur : self._cur + images]
+            self._cur += images
+            plan = plan_minibatch(self.roidb, inds, self.cfg, self.rng)
+            self._states.append(self._now())
+            yield plan
+
+    def next_minibatch(self) -> dict[str, np.ndarray]:
+        """The next minibatch's blobs; see :func:`ohem_caffe_port.data.minibatch.load_minibatch`."""
+        if self._batches is None:
+            train = self.cfg.TRAIN
+            workers = train.PREFETCH_WORKERS if train.USE_PREFETCH else 0
+            loader = DataLoader(
+                _Minibatches(self),
+                sampler=_Plans(self),
+                batch_size=None,
+                num_workers=workers,
+                generator=torch.Generator(),  # its own: the global one belongs to dropout
+                prefetch_factor=4 if workers else None,
+                collate_fn=_as_is,
+                worker_init_fn=_one_thread if workers else None,
+            )
+            self._batches = iter(loader)
+        blobs, error = next(self._batches)
+        if error is not None:
+            raise error
+        self._state = self._states.popleft()
+        return blobs
+
+    # ---- position in the stream, for resuming
+
+    def _now(self) -> dict:
+        return {"perm": self._perm, "cur": self._cur, "rng": self.rng.get_state()}
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Where the stream stands after the last minibatch handed out, as plain arrays."""
+        _, keys, position, has_gauss, gauss = self._state["rng"]
+        numbers = np.array([position, has_gauss, self._state["cur"], len(self.roidb)], dtype=np.int64)
+        return {"perm": self._state["perm"], "rng_keys": keys, "numbers": numbers, "gauss": np.array(gauss)}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Continues from :meth:`state_dict`.
+
+        Raises:
+            PortError: the state is of a data set of another size.
+        """
+        position, has_gauss, cur, images = (int(v) for v in state["numbers"])
+        if images != len(self.roidb):
+            raise PortError(f"the snapshot was made with {images} images; this data set has {len(self.roidb)}")
+        self._perm, self._cur = np.asarray(state["perm"]), cur
+        self.rng.set_state(("MT19937", np.asarray(state["rng_keys"]), position, has_gauss, float(state["gauss"])))
+        self._states.clear()
+        self._batches, self._state = None, self._now()
+
+
+class _Plans(Sampler):
+    def __init__(self, loader: MinibatchLoader):
+        self.loader = loader
+
+    def __iter__(self):
+        return self.loader._plans()
+
+
+class _Minibatches(Dataset):
+    """What a worker does with a plan. An error travels back as a value, whole, to be raised where the user is."""
+
+    def __init__(self, loader: MinibatchLoader):
+        self.roidb, self.num_classes, self.cfg = loader.roidb, loader.num_classes, loader.cfg
+
+    def __getitem__(self, plan):
+        try:
+            return load_minibatch(self.roidb, plan, self.num_classes, self.cfg), None
+        except PortError as error:
+            return None, error
+
+
+def _as_is(item):
+    return item
+
+
+def _one_thread(worker_id: int) -> None:
+    cv2.setNumThreads(1)

@@ -1,0 +1,162 @@
+"""What a layer is, and the registry from Caffe's ``type`` string to the class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prototxt.errors import nearest
+
+from ..config import Config
+from ..errors import PortError
+
+LAYERS: dict[str, type[Layer]] = {}
+
+# Fields of LayerParameter that the net itself reads.
+NET_FIELDS = {
+    "name", "type", "bottom", "top", "phase", "loss_weight", "param", "blobs", "propagate_down", "include", "exclude",
+}  # fmt: skip
+# Choices between implementations of one result: there is one implementation here, so nothing is lost.
+NEUTRAL_FIELDS = {"engine", "force_nd_im2col", "cudnn_convolution_algo_seeker"}
+
+
+@dataclass
+class Context:
+    """What a layer may know of the run it is part of.
+
+    ``rng`` is the stream of the data layers and samplers, seeded as the original seeds numpy.
+    """
+
+    phase: str = "TRAIN"
+    cfg: Config = field(default_factory=Config)
+    rng: np.random.RandomState = field(default_factory=np.random.RandomState)
+
+    @property
+    def train(self) -> bool:
+        return self.phase == "TRAIN"
+
+
+class Layer(nn.Module):
+    """One layer of a net: ``setup`` declares its parameter blobs, ``forward`` maps bottoms to tops.
+
+    ``setup`` and a first ``forward`` run on meta tensors when the net is built, which infers every shape.
+
+    Class attributes:
+        type: Caffe's ``type`` string (set by :func:`register`).
+        fields: ``{name of a message in LayerParameter: the fields of it that the layer honours}``.
+        num_bottoms, num_tops: least and greatest number.
+        saves_top: backward needs the top's values, so a following layer must not overwrite them.
+        is_loss: the first top has loss_weight 1 unless stated, and is created when not named.
+    """
+
+    type: str
+    fields: dict[str, set[str]] = {}
+    num_bottoms: tuple[int, int] = (1, 1)
+    num_tops: tuple[int, int] = (1, 1)
+    saves_top = True
+    is_loss = False
+
+    def __init__(self, param, context: Context):
+        super().__init__()
+        self.param, self.context, self.name = param, context, param.name
+        self.blobs = nn.ParameterList()
+        self.blob_shapes: list[tuple[int, ...]] = []
+        self.fillers: list = []
+        self.frozen: list[bool] = []  # per blob: this layer gives it no gradient (its lr_mult is 0)
+        self.in_place = False  # set by the net when the top may overwrite the bottom
+        self.warnings: list[str] = []
+        self._check_fields()
+
+    def setup(self, bottoms: list[Tensor]) -> None:
+        """Declares the parameter blobs with :meth:`add_blob`, given the bottoms' shapes (meta tensors)."""
+
+    def forward(self, bottoms: list[Tensor]) -> list[Tensor]:
+        raise NotImplementedError
+
+    def infer(self, bottoms: list[Tensor]) -> list[Tensor]:
+        """Tops for meta bottoms; layers that read data, or whose output size depends on it, say a nominal shape."""
+        return self.forward(bottoms)
+
+    def allow_force_backward(self, bottom: int) -> bool:
+        """Whether ``force_backward`` reaches this bottom: not the labels of a loss."""
+        return not (self.is_loss and bottom == 1)
+
+    def add_blob(self, shape, filler) -> None:
+        """Declares the next parameter blob; it gets its values when the net is complete."""
+        self.blobs.append(nn.Parameter(torch.empty(tuple(shape), device="meta")))
+        self.blob_shapes.append(tuple(shape))
+        self.fillers.append(filler)
+        self.frozen.append(False)
+
+    def blob(self, index: int) -> Tensor:
+        """Parameter blob ``index`` as this layer's forward must use it: in its own shape (sharing may be PERMISSIVE),
+        without gradient where its lr_mult is 0."""
+        blob = self.blobs[index].view(self.blob_shapes[index])
+        return blob.detach() if self.frozen[index] else blob
+
+    def error(self, message: str, **where) -> PortError:
+        return PortError(message, layer=self.name, **where)
+
+    def _check_fields(self) -> None:
+        """No field is dropped in silence: unknown ones of the layer's own message are errors, others warnings."""
+        for descriptor, value in self.param.ListFields():
+            name = descriptor.name
+            if name in NET_FIELDS:
+                continue
+            if name not in self.fields:
+                self.warnings.append(f"layer '{self.name}': a {self.type} layer does not read {name}; ignored")
+                continue
+            for sub, _ in value.ListFields():
+                if sub.name in self.fields[name]:
+                    continue
+                if sub.name in NEUTRAL_FIELDS:
+                    self.warnings.append(f"layer '{self.name}': {name}.{sub.name} has no effect here")
+                    continue
+                known = sorted(self.fields[name])
+                raise self.error(
+                    f"not supported by the {self.type} layer", field=f"{name}.{sub.name}", hint=f"it reads {known}"
+                )
+
+
+def register(type_name: str):
+    """Class decorator: makes the class Caffe's layer ``type_name``."""
+
+    def add(cls):
+        if type_name in LAYERS:
+            raise ValueError(f"layer type {type_name} is registered twice")
+        cls.type = type_name
+        LAYERS[type_name] = cls
+        return cls
+
+    return add
+
+
+def create_layer(param, context: Context) -> Layer:
+    """The layer a ``LayerParameter`` describes.
+
+    Raises:
+        PortError: no such type, or a field that the layer does not honour.
+    """
+    if param.type not in LAYERS:
+        near = nearest(param.type, LAYERS)
+        raise PortError(
+            f"unknown layer type '{param.type}'" + (f"; did you mean '{near}'?" if near else ""),
+            layer=param.name,
+            field="type",
+            hint=f"known types: {', '.join(sorted(LAYERS))}",
+        )
+    return LAYERS[param.type](param, context)
+
+
+def canonical_axis(layer: Layer, axis: int, ndim: int) -> int:
+    """Caffe's negative axes: counted from the end.
+
+    Raises:
+        PortError: an axis the blob does not have.
+    """
+    if not -ndim <= axis < ndim:
+        raise layer.error(f"axis {axis} of a blob with {ndim} axes", field="axis")
+    return axis % ndim

@@ -1,0 +1,78 @@
+"""The "Python" layer: a class looked up by ``module`` and ``layer``; nothing a prototxt names is imported."""
+
+from __future__ import annotations
+
+import yaml
+
+from prototxt.errors import nearest
+
+from ..errors import PortError
+from .base import LAYERS, Layer
+
+PYTHON_LAYERS: dict[tuple[str, str], type[PythonLayer]] = {}
+
+
+class PythonLayer(Layer):
+    """Base of the classes that stand for known projects' Python layers.
+
+    ``settings`` is ``param_str`` read as YAML (the form all of those projects use): a dict, empty when absent.
+    """
+
+    type = "Python"
+    fields = {"python_param": {"module", "layer", "param_str", "share_in_parallel"}}
+    num_bottoms, num_tops = (0, 1 << 30), (0, 1 << 30)
+
+    def __init__(self, param, context):
+        super().__init__(param, context)
+        text = param.python_param.param_str
+        try:
+            settings = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise self.error(f"not YAML: {text!r} ({error})", field="python_param.param_str") from None
+        self.settings = settings if isinstance(settings, dict) else {}
+        if text.strip() and not self.settings:
+            raise self.error(f"expected 'key': value pairs, got {text!r}", field="python_param.param_str")
+
+    def setting(self, name: str, kind: type, default=None):
+        """A value of ``param_str``; without a default it must be there.
+
+        Raises:
+            PortError: it is missing or of another type.
+        """
+        value = self.settings.get(name, default)
+        if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
+            state = "is missing" if value is None else f"must be of type {kind.__name__}, not {value!r}"
+            raise self.error(f"'{name}' {state}", field="python_param.param_str")
+        return value
+
+
+def register_python(module: str, layer: str):
+    """Class decorator: makes a :class:`PythonLayer` the layer ``layer`` of ``module``."""
+
+    def add(cls):
+        if (module, layer) in PYTHON_LAYERS:
+            raise ValueError(f"Python layer {module}.{layer} is registered twice")
+        PYTHON_LAYERS[module, layer] = cls
+        return cls
+
+    return add
+
+
+def _create(param, context):
+    from .. import python_layers  # noqa: F401  fills the registry; they build on this module
+
+    key = param.python_param.module, param.python_param.layer
+    if key not in PYTHON_LAYERS:
+        names = {f"{module}.{layer}": (module, layer) for module, layer in PYTHON_LAYERS}
+        near = nearest(".".join(key), names)
+        raise PortError(
+            f"unknown Python layer {'.'.join(key)}" + (f"; did you mean {near}?" if near else ""),
+            layer=param.name,
+            field="python_param",
+            hint=f"known: {', '.join(sorted(names))}. Code named in a prototxt is never imported; register your own "
+            "class with ohem_caffe_port.layers.register_python",
+        )
+    return PYTHON_LAYERS[key](param, context)
+
+
+LAYERS["Python"] = _create

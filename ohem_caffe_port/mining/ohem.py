@@ -1,0 +1,110 @@
+"""Online hard example mining (Shrivastava, Gupta, Girshick, CVPR 2016): the loss that ranks RoIs, and the choice."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..ops import nms
+
+_EPS = 2.220446049250313e-16  # the original clamps probabilities at float64's epsilon
+
+
+def _log(x: Tensor) -> Tensor:
+    """On the CPU numpy's logarithm, as in the original: torch's differs in the last bit, enough to reorder RoIs."""
+    return torch.log(x) if x.is_cuda else torch.from_numpy(np.log(x.numpy()))
+
+
+@torch.no_grad()
+def ohem_roi_loss(
+    cls_prob: Tensor,
+    labels: Tensor,
+    bbox_pred: Tensor | None = None,
+    bbox_targets: Tensor | None = None,
+    bbox_inside_weights: Tensor | None = None,
+    bbox_outside_weights: Tensor | None = None,
+) -> Tensor:
+    """Loss of every RoI under the current network, ``[R]`` float64: log loss plus smooth-L1 box loss.
+
+    As in the original's ``OHEMDataLayer.forward``: ``-log(max(p[label], 2.2e-16))`` (the logarithm in the type of
+    ``cls_prob``, the sum in float64), and for RoIs with ``label > 0`` the sum over coordinates with a non-zero inside
+    weight of ``outside * smoothL1(inside * (pred - target))``, sigma fixed to 1, not divided by the number of RoIs.
+    The difference is taken in the type of ``bbox_pred``, squared and summed in float64.
+
+    Args:
+        cls_prob: ``[R, C]`` softmax probabilities.
+        labels: ``[R]`` class of each RoI, 0 is background.
+        bbox_pred, bbox_targets, bbox_inside_weights, bbox_outside_weights: ``[R, 4C]``; leave out for a ranking by
+            classification loss alone.
+    """
+    index = labels.long()
+    prob = cls_prob.gather(1, index[:, None])[:, 0]
+    loss = torch.where(prob > _EPS, -_log(prob.clamp(min=_EPS)).double(), -math.log(_EPS))
+    if bbox_pred is not None:
+        foreground = (index > 0).nonzero()[:, 0]
+        inside = bbox_inside_weights[foreground]
+        x = inside * (bbox_pred[foreground] - bbox_targets[foreground])
+        magnitude = x.double().abs()
+        error = torch.where(magnitude < 1, 0.5 * magnitude * magnitude, magnitude - 0.5)
+        error = torch.where(inside != 0, bbox_outside_weights[foreground].double() * error, 0.0)
+        loss[foreground] += error.sum(1)
+    return loss
+
+
+@torch.no_grad()
+def select_hard_rois(
+    loss: Tensor,
+    rois: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    *,
+    nms_thresh: float | None = 0.7,
+) -> Tensor:
+    """Indices of the at most ``batch_size`` hardest RoIs, hardest first: ``[B]`` int64.
+
+    Co-located RoIs have correlated losses, so among RoIs of the same image and the same label those that overlap a
+    harder one by more than ``nms_thresh`` are dropped first (paper, section 4.2; in the released code background is one
+    label and RoIs of different labels never suppress each other). The choice is global over the images of the batch.
+    Fewer survivors than ``batch_size`` give a smaller batch.
+
+    Equal losses: the RoI that comes last in the input wins. (The original reverses an unstable ascending sort; this is
+    what it gives where that sort happens to be stable.)
+
+    Args:
+        loss: ``[R]``, of any detector and kind.
+        rois: ``[R, 5]`` rows ``(batch_index, x1, y1, x2, y2)``, inclusive pixels.
+        labels: ``[R]``.
+        nms_thresh: IoU above which the easier RoI goes; None switches the suppression off.
+    """
+    if nms_thresh is None:
+        return torch.sort(loss, stable=True).indices.flip(0)[:batch_size]
+    images = rois[:, 0].long()
+    groups = images * (labels.long().max() + 1 if len(labels) else 1) + labels.long()
+    return nms(rois[:, 1:5], loss, nms_thresh, groups=groups, max_keep=batch_size)
+
+
+def easy_rois_zeroed(
+    hard_inds: Tensor, labels: Tensor, bbox_inside_weights: Tensor, bbox_outside_weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The naive form of OHEM: all RoIs stay in the batch, easy ones without loss.
+
+    Args:
+        hard_inds: ``[B]`` from :func:`select_hard_rois`.
+        labels: ``[R]``; bbox_inside_weights, bbox_outside_weights: ``[R, 4C]``.
+
+    Returns:
+        labels with -1 (to be ignored) for easy RoIs, inside weights zeroed for them, and outside weights zeroed and
+        multiplied by ``R / B``, so that a mean over all ``R`` rows equals the mean over the ``B`` hard ones.
+    """
+    hard = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    hard[hard_inds] = True
+    rows = hard.view(-1, *[1] * (bbox_inside_weights.dim() - 1))
+    scale = len(labels) / max(1, len(hard_inds))
+    return (
+        torch.where(hard.view_as(labels), labels, -1),
+        bbox_inside_weights * rows,
+        bbox_outside_weights * rows * scale,
+    )

@@ -1,0 +1,295 @@
+"""Net: a NetParameter as an ``nn.Module`` that behaves as Caffe's ``Net`` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import prototxt
+
+from .config import Config
+from .errors import PortError
+from .fillers import filled
+from .graph import Step, connect, filter_layers, plan_backward
+from .layers import Context, Layer, create_layer
+
+_WEIGHTLESS_SPEC = prototxt.caffe_pb2.ParamSpec()
+
+
+@dataclass
+class LearnableParam:
+    """One parameter tensor of the net, however many layers share it.
+
+    ``lr_mult`` and ``decay_mult`` are None until some sharer states one; Caffe then takes 1.
+    """
+
+    blob: nn.Parameter
+    owner: str  # "<layer>[<index>]" of the first layer that uses it
+    name: str = ""  # of the ``param`` that shares it
+    lr: float | None = None
+    decay: float | None = None
+    users: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def lr_mult(self) -> float:
+        return 1.0 if self.lr is None else self.lr
+
+    @property
+    def decay_mult(self) -> float:
+        return 1.0 if self.decay is None else self.decay
+
+
+class Net(nn.Module):
+    """Runs a network as its prototxt says, by Caffe's rules.
+
+    Layers run in the file's order; a layer whose top has its bottom's name makes a new value of that name; parameters
+    with one ``param { name }`` are one tensor; layers that no loss needs run without autograd.
+
+    Args:
+        source: path of a prototxt, or a ``NetParameter`` in the current form.
+        phase: "TRAIN" or "TEST".
+        level, stages: the rest of Caffe's ``NetState``, added to what the file says.
+        cfg: configuration for data and mining layers.
+        rng: random stream of data layers and samplers.
+        device: where parameters live and inputs go.
+        lenient: keep going over unknown fields of the file (they are listed in ``warnings``).
+
+    Attributes:
+        blobs: ``{name: Tensor}`` of the last forward, in-place layers applied (with ``keep_blobs``).
+        params: ``{layer: [Parameter, ...]}``; a shared tensor stands under each of its layers.
+        learnable_params: each tensor once, in Caffe's order.
+        outputs: names of the blobs that no layer reads.
+        losses, loss: after a forward, each top with a loss_weight, and their weighted sum.
+        warnings: fields without effect, one line each.
+
+    Raises:
+        PortError: an unknown layer, missing bottom, wrong shape, disagreeing shared parameters..., with file and line.
+    """
+
+    def __init__(self, source, phase="TRAIN", *, level=0, stages=(), cfg=None, rng=None, device="cpu", lenient=False):
+        super().__init__()
+        self.warnings: list[str] = []
+        if isinstance(source, (str, Path)):
+            self.source = str(source)
+            unknown: list = []
+            param = prototxt.read_net(source, lenient=lenient, unknown=unknown)
+            self.warnings += [f"unknown field ignored: {f}" for f in unknown]
+        else:
+            self.source, param = None, source
+        if phase not in ("TRAIN", "TEST"):
+            raise PortError(f"a phase is TRAIN or TEST, not {phase!r}")
+        self.name, self.phase, self.device = param.name, phase, torch.device(device)
+        self.cfg = cfg or Config()
+        self.rng = np.random.RandomState(self.cfg.RNG_SEED) if rng is None else rng
+        self.keep_blobs = True
+        self.blobs: dict[str, Tensor] = {}
+        self.losses: dict[str, Tensor] = {}
+        self.loss: Tensor = torch.zeros(())
+        try:
+            self._build(param, level + param.state.level, [*stages, *param.state.stage])
+        except PortError as error:
+            raise self._located(error) from None
+
+    # ---- building
+
+    def _build(self, param, level, stages) -> None:
+        layer_params = filter_layers(param, self.phase, level, stages)
+        if not layer_params:
+            raise PortError(f"no layer is left in phase {self.phase}", hint="check the include / exclude rules")
+        self.layers = nn.ModuleList()
+        for layer_param in layer_params:
+            own_phase = self.phase
+            if layer_param.HasField("phase"):
+                own_phase = ("TRAIN", "TEST")[layer_param.phase]
+            layer = create_layer(layer_param, Context(own_phase, self.cfg, self.rng))
+            self._check_arity(layer)
+            self.layers.append(layer)
+            self.warnings += layer.warnings
+        self.steps, self.values = connect([layer.param for layer in self.layers])
+        self.layer_by_name = {layer.name: layer for layer in self.layers}
+        self._infer_shapes()
+        self._share_params()
+        self._plan(param)
+        self.outputs = [v.name for v in self.values if not v.readers]
+        self.inputs = [name for layer in self.layers if layer.type == "Input" for name in layer.param.top]
+
+    def _check_arity(self, layer: Layer) -> None:
+        if layer.is_loss and not layer.param.top:
+            layer.param.top.append(f"({layer.name} loss)")  # Caffe's AutoTopBlobs
+        for kind, given, (least, most) in (
+            ("bottom", len(layer.param.bottom), layer.num_bottoms),
+            ("top", len(layer.param.top), layer.num_tops),
+        ):
+            if not least <= given <= most:
+                wanted = str(least) if least == most else f"at least {least}" if most > 99 else f"{least} to {most}"
+                raise layer.error(f"a {layer.type} layer takes {wanted} {kind}s, not {given}", field=kind)
+
+    def _infer_shapes(self) -> None:
+        """Runs every layer on meta tensors: parameters get their shapes, and a misfit is found before any data is."""
+        metas: list[Tensor | None] = [None] * len(self.values)
+        self.shapes: list[tuple[int, ...]] = []
+        with torch.no_grad():
+            for step, layer in zip(self.steps, self.layers, strict=True):
+                bottoms = [metas[v] for v in step.bottoms]
+                tops = self._guarded(layer, lambda b, layer=layer: (layer.setup(b), layer.infer(b))[1], bottoms)
+                if len(tops) != len(step.tops):
+                    raise layer.error(f"makes {len(tops)} blobs but names {len(step.tops)} tops", field="top")
+                for v, top in zip(step.tops, tops, strict=True):
+                    metas[v] = top
+        self.shapes = [tuple(m.shape) for m in metas]
+
+    def _share_params(self) -> None:
+        """``Net::AppendParam``: the first layer to use a name owns the tensor; others use it."""
+        self.learnable_params: list[LearnableParam] = []
+        by_name: dict[str, LearnableParam] = {}
+        for layer in self.layers:
+            specs = layer.param.param
+            if len(specs) > len(layer.blobs):
+                raise layer.error(f"{len(specs)} given, but the layer has {len(layer.blobs)} parameters", field="param")
+            for j, blob in enumerate(layer.blobs):
+                spec = specs[j] if j < len(specs) else _WEIGHTLESS_SPEC
+                shared = by_name.get(spec.name) if spec.name else None
+                if shared is None:
+                    try:
+                        values = filled(blob.shape, layer.fillers[j])
+                    except PortError as error:
+                        raise layer.error(error.message, field=error.field, hint=error.hint) from None
+                    shared = LearnableParam(nn.Parameter(values.to(self.device)), f"{layer.name}[{j}]", spec.name)
+                    self.learnable_params.append(shared)
+                    if spec.name:
+                        by_name[spec.name] = shared
+                elif not self._shapes_agree(shared.blob, blob, spec):
+                    raise layer.error(
+                        f"shares '{spec.name}' with {shared.owner}, whose shape is {tuple(shared.blob.shape)}; "
+                        f"here it is {tuple(blob.shape)}",
+                        field=f"param[{j}]",
+                    )
+                for attribute, multiplier in (("lr", "lr_mult"), ("decay", "decay_mult")):
+                    if spec.HasField(multiplier):
+                        value, stated = getattr(spec, multiplier), getattr(shared, attribute)
+                        if stated is not None and stated != value:
+                            raise layer.error(
+                                f"{value} for shared '{spec.name}', but an earlier layer says {stated}",
+                                field=f"param[{j}].{multiplier}",
+                            )
+                        setattr(shared, attribute, value)
+                layer.frozen[j] = spec.lr_mult == 0
+                shared.users.append((layer.name, j))
+                layer.blobs[j] = shared.blob
+        self.params = {layer.name: list(layer.blobs) for layer in self.layers if len(layer.blobs)}
+
+    @staticmethod
+    def _shapes_agree(owner: Tensor, blob: Tensor, spec) -> bool:
+        return owner.numel() == blob.numel() if spec.share_mode == spec.PERMISSIVE else owner.shape == blob.shape
+
+    def _plan(self, param) -> None:
+        self.loss_weights: dict[int, float] = {}
+        for step, layer in zip(self.steps, self.layers, strict=True):
+            weights = list(layer.param.loss_weight) or ([1.0] if layer.is_loss else [])
+            if len(weights) > len(step.tops) or (layer.param.loss_weight and len(weights) != len(step.tops)):
+                raise layer.error(f"{len(weights)} values for {len(step.tops)} tops", field="loss_weight")
+            self.loss_weights |= {v: w for v, w in zip(step.tops, weights, strict=False) if w}
+        has_loss = [any(v in self.loss_weights for v in step.tops) for step in self.steps]
+        trains = [not all(layer.frozen) for layer in self.layers]
+        forced = None
+        if param.force_backward:
+            forced = lambda i, bottom: self.layers[i].allow_force_backward(bottom)  # noqa: E731
+            for layer in self.layers:
+                layer.frozen[:] = [False] * len(layer.frozen)
+        plan_backward(self.steps, self.values, has_loss, trains, forced)
+        self.force_backward = bool(param.force_backward)
+        for i, layer in enumerate(self.layers):
+            layer.in_place = self._may_overwrite(self.steps[i])
+        wants_grad = {id(b) for s, layer in zip(self.steps, self.layers, strict=True) if s.runs_backward
+                      for b, frozen in zip(layer.blobs, layer.frozen, strict=True) if not frozen}  # fmt: skip
+        for learnable in self.learnable_params:
+            learnable.blob.requires_grad_(id(learnable.blob) in wants_grad)
+        self.last_reader = [max((r for r, _ in v.readers), default=len(self.steps)) for v in self.values]
+
+    def _may_overwrite(self, step: Step) -> bool:
+        """An in-place layer may really overwrite its bottom when nobody else, autograd included, needs the values."""
+        if not (step.param.top and step.param.bottom and step.param.top[0] == step.param.bottom[0]):
+            return False
+        value = self.values[step.bottoms[0]]
+        maker = self.layers[value.producer]
+        return len(value.readers) == 1 and not maker.saves_top and maker.type not in ("Input", "Dropout")
+
+    # ---- running
+
+    def forward(self, **inputs) -> dict[str, Tensor]:
+        """Runs all layers; returns the output blobs by name.
+
+        Args:
+            inputs: one tensor or array for every blob of the ``Input`` layers, of any shape that the net can take.
+
+        Raises:
+            PortError: inputs missing or unknown; a layer that fails, with its name and the shapes it got.
+        """
+        self._check_inputs(inputs)
+        self.blobs, self.losses = {}, {}
+        values: list[Tensor | None] = [None] * len(self.values)
+        grad_mode = torch.is_grad_enabled()
+        total: Tensor | float = 0.0
+        for i, (step, layer) in enumerate(zip(self.steps, self.layers, strict=True)):
+            if layer.type == "Input":
+                tops = [self._as_blob(inputs[name]) for name in layer.param.top]
+            else:
+                bottoms = [
+                    values[v] if keep else values[v].detach()
+                    for v, keep in zip(step.bottoms, step.propagate, strict=True)
+                ]
+                with torch.set_grad_enabled(grad_mode and step.runs_backward):
+                    tops = self._guarded(layer, layer, bottoms)
+            for v, top in zip(step.tops, tops, strict=True):
+                values[v] = top
+                if v in self.loss_weights:
+                    self.losses[self.values[v].name] = top.detach()
+                    total = total + self.loss_weights[v] * top.sum()
+            if not self.keep_blobs:
+                for v in {*step.bottoms, *step.tops}:
+                    if self.last_reader[v] <= i:
+                        values[v] = None
+        self.loss = total if isinstance(total, Tensor) else torch.zeros((), device=self.device)
+        self.blobs = {v.name: t for v, t in zip(self.values, values, strict=True) if t is not None}
+        return {name: self.blobs[name] for name in self.outputs}
+
+    def backward(self) -> None:
+        """Adds the gradients of ``loss`` to ``.grad`` of the learnable parameters."""
+        if self.loss.requires_grad:
+            self.loss.backward()
+
+    def _check_inputs(self, inputs) -> None:
+        missing, extra = set(self.inputs) - set(inputs), set(inputs) - set(self.inputs)
+        if missing or extra:
+            raise PortError(
+                f"the net's inputs are {self.inputs}; missing {sorted(missing)}, unknown {sorted(extra)}",
+                file=self.source,
+            )
+
+    def _as_blob(self, value) -> Tensor:
+        blob = torch.as_tensor(value, dtype=torch.float32).to(self.device)
+        return blob.detach().requires_grad_() if self.force_backward and torch.is_grad_enabled() else blob
+
+    def _guarded(self, layer: Layer, run, bottoms):
+        """``run(bottoms)``; torch's complaints about shapes and indices become errors that name the layer."""
+        try:
+            return run(bottoms)
+        except PortError as error:
+            raise self._located(error) from None
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, IndexError) as error:
+            shapes = ", ".join(str(tuple(b.shape)) for b in bottoms)
+            raise self._located(layer.error(f"{error} (bottom shapes: {shapes})")) from error
+
+    def _located(self, error: PortError) -> PortError:
+        """The same error with this net's file and the line of its layer."""
+        if self.source is not None and error.file is None:
+            error.file = self.source
+            if error.layer is not None:
+                error.line = prototxt.locate(self.source, layer=error.layer)
+        return error

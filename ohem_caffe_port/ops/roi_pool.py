@@ -1,0 +1,178 @@
+"""RoI max pooling with the arithmetic of caffe-fast-rcnn's ``ROIPooling`` layer.
+
+Every bin is the maximum over a rectangle of the feature map, so it is answered from range-maximum tables: table
+``(a, b)`` holds, for each cell, the maximum over the ``2**a x 2**b`` cells that start there. Any rectangle is the union
+of four such blocks, and the maximum of four rows of channels is its answer. That costs the same for a bin of 100 cells
+as for one of 4, reads memory in whole rows, and is exact: a maximum does not depend on the order of its arguments.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_CHUNK_FLOATS = 1 << 20  # rows gathered at a time: small enough to stay in cache
+
+
+def _round_half_away(x: Tensor) -> Tensor:
+    """C's ``round``: halves go away from zero. Exact because it is done in double precision."""
+    x = x.double()
+    return torch.floor(x.abs() + 0.5).copysign(x).long()
+
+
+def _edges(start: Tensor, end: Tensor, bins: int, size: int) -> tuple[Tensor, Tensor]:
+    """First and past-the-end cell of every bin along one axis: two ``[R, bins]``, clipped to ``[0, size]``.
+
+    Caffe's order of operations in single precision: an extent of 57, 114 or 121 cells in 7 bins ends one cell late.
+    """
+    extent = (end - start + 1).clamp(min=1)
+    bin_size = (extent.float() / torch.full((), bins, dtype=torch.float32, device=start.device))[:, None]
+    steps = torch.arange(bins + 1, dtype=torch.float32, device=start.device)
+    low = torch.floor(steps[:-1] * bin_size).long() + start[:, None]
+    high = torch.ceil(steps[1:] * bin_size).long() + start[:, None]
+    return low.clamp(0, size), high.clamp(0, size)
+
+
+def _log2_floor(n: Tensor) -> Tensor:
+    return torch.floor(torch.log2(n.clamp(min=1).double())).long()
+
+
+class _Bins:
+    """Where the bins of a set of RoIs lie on feature maps of ``[N, C, H, W]``."""
+
+    def __init__(self, rois, shape, pooled_h, pooled_w, spatial_scale):
+        batch, _, height, width = shape
+        self.size = batch * height * width  # cells in all images: also the number of rows of one table
+        self.image = rois[:, 0].long()
+        if len(rois) and not bool(((self.image >= 0) & (self.image < batch)).all()):
+            raise ValueError(f"a RoI names image {self.image.max().item()} of a batch of {batch} images")
+        corners = _round_half_away(rois[:, 1:5] * torch.tensor(spatial_scale, dtype=rois.dtype, device=rois.device))
+        self.x1, self.y1, self.x2, self.y2 = corners.unbind(1)
+        top, bottom = _edges(self.y1, self.y2, pooled_h, height)
+        left, right = _edges(self.x1, self.x2, pooled_w, width)
+        level_y, level_x = _log2_floor(bottom - top), _log2_floor(right - left)
+        self.levels_y = int(level_y.max()) + 1 if level_y.numel() else 1
+        self.levels_x = int(level_x.max()) + 1 if level_x.numel() else 1
+        empty = (bottom <= top)[:, :, None] | (right <= left)[:, None, :]
+        table = (level_y[:, :, None] * self.levels_x + level_x[:, None, :]) * batch + self.image[:, None, None]
+        late_y, late_x = bottom - (1 << level_y), right - (1 << level_x)
+        corner_rows = [
+            (table * height + y[:, :, None]) * width + x[:, None, :] for y in (top, late_y) for x in (left, late_x)
+        ]
+        zero_row = self.levels_y * self.levels_x * self.size  # empty bins read the row of zeros behind all tables
+        self.rows = torch.stack([row.masked_fill(empty, zero_row) for row in corner_rows])  # [4, R, pooled_h, pooled_w]
+
+
+def _tables(cells: tuple[Tensor, ...], bins: _Bins, combine) -> tuple[Tensor, ...]:
+    """Range tables of ``cells`` (each ``[N, H, W, C]``) as ``[levels * N*H*W + 1, C]``; the last row is zero.
+
+    ``combine(a, b)`` merges two tuples of which ``a`` comes first in row-major order or holds the same cells.
+    """
+    height, width, channels = cells[0].shape[1:]
+    stacked = [cell.new_zeros((bins.levels_y * bins.levels_x * bins.size + 1, channels)) for cell in cells]
+    views = [s[:-1].view(bins.levels_y, bins.levels_x, *cells[0].shape) for s in stacked]
+
+    def grow(target, source, axis, step):
+        """``target = source`` merged with itself ``step`` cells further along ``axis`` (1: rows, 2: columns)."""
+        length = (height, width)[axis - 1] - step
+        merged = combine(
+            tuple(v[source].narrow(axis, 0, length) for v in views),
+            tuple(v[source].narrow(axis, step, length) for v in views),
+        )
+        for view, value in zip(views, merged, strict=True):
+            view[target].narrow(axis, 0, length).copy_(value)
+
+    for view, cell in zip(views, cells, strict=True):
+        view[0, 0] = cell
+    for y in range(bins.levels_y):
+        if y:
+            grow((y, 0), (y - 1, 0), 1, 1 << (y - 1))
+        for x in range(1, bins.levels_x):
+            grow((y, x), (y, x - 1), 2, 1 << (x - 1))
+    return tuple(stacked)
+
+
+def _first_max(a, b):
+    """The larger value and its cell; of equal values the one first in row-major order (Caffe's strict ``>``)."""
+    (value_a, cell_a), (value_b, cell_b) = a, b
+    take_b = (value_b > value_a) | ((value_b == value_a) & (cell_b < cell_a))
+    return torch.where(take_b, value_b, value_a), torch.where(take_b, cell_b, cell_a)
+
+
+def _pool(cells: tuple[Tensor, ...], bins: _Bins, combine) -> tuple[Tensor, ...]:
+    """One row of channels for every bin and each of ``cells``: ``[R, C, pooled_h, pooled_w]``."""
+    tables = _tables(cells, bins, combine)
+    _, rois, pooled_h, pooled_w = bins.rows.shape
+    channels = cells[0].shape[-1]
+    outputs = tuple(cell.new_empty((rois, channels, pooled_h * pooled_w)) for cell in cells)
+    chunk = max(1, _CHUNK_FLOATS // (channels * pooled_h * pooled_w))
+    for first in range(0, rois, chunk):
+        rows = bins.rows[:, first : first + chunk].reshape(4, -1)
+        best = tuple(table.index_select(0, rows[0]) for table in tables)
+        for corner in rows[1:]:
+            best = combine(best, tuple(table.index_select(0, corner) for table in tables))
+        for output, value in zip(outputs, best, strict=True):
+            output[first : first + chunk] = value.view(-1, pooled_h * pooled_w, channels).transpose(1, 2)
+    return tuple(output.view(rois, channels, pooled_h, pooled_w) for output in outputs)
+
+
+class _RoIPoolFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features, rois, pooled_h, pooled_w, spatial_scale):
+        bins = _Bins(rois, features.shape, pooled_h, pooled_w, spatial_scale)
+        cells = features.permute(0, 2, 3, 1)
+        if not ctx.needs_input_grad[0]:
+            return _pool((cells,), bins, lambda a, b: (torch.maximum(a[0], b[0]),))[0]
+        batch, _, height, width = features.shape
+        index = torch.arange(batch * height * width, dtype=torch.int32, device=features.device)
+        index = index.view(batch, height, width, 1).expand(cells.shape)
+        pooled, argmax = _pool((cells, index), bins, _first_max)
+        # Caffe's backward gives a cell a gradient only if it lies inside the rounded RoI and the bin is not empty
+        y, x = argmax // width % height, argmax % width
+        x1, y1, x2, y2 = (v.int()[:, None, None, None] for v in (bins.x1, bins.y1, bins.x2, bins.y2))
+        inside = (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
+        filled = bins.rows[0] < bins.levels_y * bins.levels_x * bins.size
+        ctx.save_for_backward(argmax, inside & filled[:, None])
+        ctx.shape = features.shape
+        return pooled
+
+    @staticmethod
+    def backward(ctx, grad):
+        argmax, counts = ctx.saved_tensors
+        batch, channels, height, width = ctx.shape
+        to_rows = (0, 2, 3, 1)
+        rows = argmax.permute(to_rows).reshape(-1, channels).long()
+        values = (grad * counts).permute(to_rows).reshape(-1, channels)
+        grad_cells = grad.new_zeros((batch * height * width, channels)).scatter_add_(0, rows, values)
+        return grad_cells.view(batch, height, width, channels).permute(0, 3, 1, 2), None, None, None, None
+
+
+def roi_pool(features: Tensor, rois: Tensor, pooled_h: int, pooled_w: int, spatial_scale: float) -> Tensor:
+    """Max over each of ``pooled_h x pooled_w`` bins of each RoI, ``[N, C, H, W], [R, 5] -> [R, C, ph, pw]``.
+
+    Caffe-fast-rcnn's ``ROIPoolingLayer``: corners are multiplied by ``spatial_scale`` and rounded (halves away from
+    zero), both ends inclusive; a malformed RoI counts as one cell; bins that hold no cell give 0; among equal maxima
+    the first in row-major order gets the gradient; a cell outside the rounded RoI gets none.
+
+    Args:
+        features: ``[N, C, H, W]``.
+        rois: ``[R, 5]`` rows ``(batch_index, x1, y1, x2, y2)`` in pixels of the network's input image.
+        spatial_scale: cells per input pixel, e.g. 1/16.
+
+    Raises:
+        ValueError: a RoI whose batch index is no image of the batch.
+    """
+    if features.is_meta:
+        return features.new_empty((rois.shape[0], features.shape[1], pooled_h, pooled_w))
+    return _RoIPoolFunction.apply(features, rois, pooled_h, pooled_w, spatial_scale)
+
+
+class RoIPool(nn.Module):
+    """:func:`roi_pool` as a module."""
+
+    def __init__(self, pooled_h: int, pooled_w: int, spatial_scale: float):
+        super().__init__()
+        self.pooled_h, self.pooled_w, self.spatial_scale = pooled_h, pooled_w, spatial_scale
+
+    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        return roi_pool(features, rois, self.pooled_h, self.pooled_w, self.spatial_scale)

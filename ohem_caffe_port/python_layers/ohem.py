@@ -1,0 +1,87 @@
+"""OHEM's layers: the original's ``OHEMDataLayer``, and the naive one-branch way for comparison."""
+
+from __future__ import annotations
+
+import torch
+
+from ..layers import PythonLayer, register_python
+from ..mining import easy_rois_zeroed, ohem_roi_loss, select_hard_rois
+
+
+class _MiningLayer(PythonLayer):
+    """Bottoms: class probabilities, box predictions, rois, labels, and with ``TRAIN.BBOX_REG`` bbox_targets,
+    bbox_inside_weights, bbox_outside_weights; all with one row for each RoI. ``param_str``: ``'num_classes': 21``."""
+
+    top_names: tuple[str, ...] = ()
+
+    def setup(self, bottoms):
+        cfg = self.context.cfg.TRAIN
+        self.num_classes = self.setting("num_classes", int)
+        self.box_bottoms = 3 if cfg.BBOX_REG else 0
+        wanted = (4 + self.box_bottoms, len(self.top_names) - (0 if cfg.BBOX_REG else 3))
+        given = (len(self.param.bottom), len(self.param.top))
+        if given != wanted:
+            raise self.error(f"takes {wanted[0]} bottoms and makes {wanted[1]} tops (TRAIN.BBOX_REG {cfg.BBOX_REG}); "
+                             f"it has {given[0]} and {given[1]}")  # fmt: skip
+        if bottoms[0].shape[1] != self.num_classes:
+            raise self.error(
+                f"num_classes is {self.num_classes}, but '{self.param.bottom[0]}' has {bottoms[0].shape[1]} columns"
+            )
+
+    def select(self, bottoms):
+        """Indices of the hard RoIs and the loss of all of them; both are kept for whoever wants to look."""
+        cfg = self.context.cfg.TRAIN
+        rows = [b.flatten(1) if b.dim() > 2 else b for b in bottoms]
+        cls_prob, bbox_pred, rois, labels = rows[:4]
+        box = (bbox_pred, *rows[4:7]) if self.box_bottoms else ()
+        self.roi_loss = ohem_roi_loss(cls_prob, labels.reshape(-1), *box)
+        thresh = cfg.OHEM_NMS_THRESH if cfg.OHEM_USE_NMS else None
+        self.hard_inds = select_hard_rois(self.roi_loss, rois, labels.reshape(-1), cfg.BATCH_SIZE, nms_thresh=thresh)
+        return self.hard_inds
+
+
+@register_python("roi_data_layer.layer", "OHEMDataLayer")
+class OHEMDataLayer(_MiningLayer):
+    """The original's ``hard_roi_mining`` layer: the ``TRAIN.BATCH_SIZE`` RoIs with the highest loss after NMS among
+    RoIs of one image and label. Tops: rois_hard, labels_hard, bbox_targets_hard, bbox_inside_weights_hard,
+    bbox_outside_weights_hard, hardest RoI first. See :mod:`ohem_caffe_port.mining`."""
+
+    top_names = (
+        "rois_hard", "labels_hard", "bbox_targets_hard", "bbox_inside_weights_hard", "bbox_outside_weights_hard",
+    )  # fmt: skip
+
+    def infer(self, bottoms):
+        rows = min(len(bottoms[2]), self.context.cfg.TRAIN.BATCH_SIZE)
+        return [b.new_empty((rows, *b.shape[1:])) for b in self._gathered(bottoms)]
+
+    def forward(self, bottoms):
+        hard_inds = self.select(bottoms)
+        return [b.index_select(0, hard_inds) for b in self._gathered(bottoms)]
+
+    def _gathered(self, bottoms):
+        return bottoms[2 : 4 + self.box_bottoms]
+
+
+@register_python("ohem_caffe_port.python_layers", "OHEMMaskLayer")
+class OHEMMaskLayer(_MiningLayer):
+    """OHEM the naive way (paper, section 4.3): one branch computes all RoIs, and the losses of easy ones are zeroed.
+
+    Tops: labels (easy RoIs get the ignore label -1), bbox_inside_weights and bbox_outside_weights (zero for easy RoIs,
+    scaled so that a loss divided by the number of all rows is divided by the number of hard ones). With
+    ``SoftmaxWithLoss { loss_param { ignore_label: -1 } }`` and ``SmoothL1Loss`` this trains exactly as two branches do,
+    dropout aside, at the cost of a backward pass through every RoI.
+    """
+
+    top_names = ("labels_masked", "bbox_inside_weights_masked", "bbox_outside_weights_masked")
+
+    def setup(self, bottoms):
+        if not self.context.cfg.TRAIN.BBOX_REG:
+            raise self.error("needs TRAIN.BBOX_REG")
+        super().setup(bottoms)
+
+    def infer(self, bottoms):
+        return [torch.empty_like(b) for b in (bottoms[3], bottoms[5], bottoms[6])]
+
+    def forward(self, bottoms):
+        hard_inds = self.select(bottoms)
+        return list(easy_rois_zeroed(hard_inds, bottoms[3], bottoms[5], bottoms[6]))

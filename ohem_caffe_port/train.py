@@ -1,0 +1,181 @@
+"""The original's ``SolverWrapper``: training on a roidb, snapshots that are ready for testing, and resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from converters import write_caffemodel
+from converters.files import replacing
+
+from .config import Config
+from .data.roidb import add_bbox_regression_targets, filter_roidb
+from .errors import PortError
+from .net import Net
+from .solver import Solver
+from .weights import copy_from, to_caffemodel
+
+
+def settle_mining(net: Net, cfg: Config) -> list[str]:
+    """Makes the sampler fit the net: one that mines hard RoIs must be given all of them.
+
+    Sets ``TRAIN.USE_OHEM`` and ``TRAIN.BG_THRESH_LO`` where the user has not stated them; returns what was done, for
+    the user to read.
+
+    Raises:
+        PortError: a ``BG_THRESH_LO`` above 0 was asked for together with mining (the original asserts the same).
+    """
+    train, done = cfg.TRAIN, []
+    mining = [layer.name for layer in net.layers if hasattr(layer, "select")]
+    if mining and not train.USE_OHEM:
+        if "TRAIN.USE_OHEM" in cfg.explicit:
+            return [f"layer {mining[0]} mines among sampled RoIs only, because TRAIN.USE_OHEM is False"]
+        train.USE_OHEM = True
+        done.append(f"layer {mining[0]} mines hard RoIs: all RoIs of an image go into the net (TRAIN.USE_OHEM)")
+    if train.USE_OHEM and train.BG_THRESH_LO != 0:
+        if "TRAIN.BG_THRESH_LO" in cfg.explicit:
+            raise PortError(
+                f"TRAIN.BG_THRESH_LO is {train.BG_THRESH_LO}, but mining takes every background RoI",
+                hint="set TRAIN.BG_THRESH_LO to 0.0, or TRAIN.USE_OHEM to False",
+            )
+        train.BG_THRESH_LO = 0.0
+        done.append("TRAIN.BG_THRESH_LO 0.0, as mining takes every background RoI")
+    if train.USE_OHEM and not mining:
+        done.append("TRAIN.USE_OHEM is set, but no layer of the net mines: all RoIs will be trained on")
+    return done
+
+
+def save_unnormalized(net: Net, path, means: np.ndarray, stds: np.ndarray, cfg: Config) -> None:
+    """Writes a caffemodel whose ``bbox_pred`` (and every layer that shares it) predicts plain box deltas.
+
+    Training regresses ``(target - mean) / std``; ``W * std`` and ``b * std + mean`` undo that, as the original's
+    ``SolverWrapper.snapshot`` does, so that testing needs no statistics. The net itself is unchanged afterwards.
+
+    Args:
+        means, stds: ``[4 * num_classes]``.
+    """
+    train = cfg.TRAIN
+    pair = net.params.get("bbox_pred", [])
+    if not (train.BBOX_REG and train.BBOX_NORMALIZE_TARGETS and len(pair) == 2):
+        pair = []
+    if pair and len(pair[1]) != len(stds):
+        raise PortError(f"'bbox_pred' has {len(pair[1])} outputs, the data set {len(stds)} box targets")
+    original = [p.detach().clone() for p in pair]
+    with torch.no_grad():
+        if pair:
+            weight, bias = (p.detach().cpu().numpy() for p in pair)
+            scaled = weight * stds.reshape(-1, *[1] * (weight.ndim - 1)), bias * stds + means
+            for p, value in zip(pair, scaled, strict=True):
+                p.copy_(torch.from_numpy(value))
+        try:
+            write_caffemodel(path, to_caffemodel(net), phase="TRAIN")
+        finally:
+            for p, value in zip(pair, original, strict=True):
+                p.copy_(value)
+
+
+class Trainer:
+    """Trains a detector on a roidb.
+
+    Args:
+        solver: with the net to train; its data layer must take a roidb.
+        roidb: prepared (:func:`ohem_caffe_port.data.roidb.get_training_roidb`); it is filtered, and gets box targets.
+        cfg: the net's configuration.
+        output_dir: where snapshots go.
+
+    Attributes:
+        means, stds: ``[4 * num_classes]`` of the box targets.
+
+    Raises:
+        PortError: a net without such a data layer, or a roidb that leaves nothing to train on.
+    """
+
+    def __init__(self, solver: Solver, roidb: list[dict], cfg: Config, output_dir):
+        self.solver, self.net, self.cfg, self.output_dir = solver, solver.net, cfg, Path(output_dir)
+        data_layers = [layer for layer in self.net.layers if hasattr(layer, "set_roidb")]
+        if not data_layers:
+            raise PortError(
+                "no layer of the net takes images with RoIs",
+                file=self.net.source,
+                hint="its first layer must be type Python, module roi_data_layer.layer, layer RoIDataLayer",
+            )
+        self.data_layer = data_layers[0]
+        roidb = filter_roidb(roidb, cfg)
+        self.means = self.stds = np.zeros(0)
+        if cfg.TRAIN.BBOX_REG:
+            self.means, self.stds = add_bbox_regression_targets(roidb, cfg)
+        self.data_layer.set_roidb(roidb)
+
+    def run(self, max_iters: int, on_iteration=lambda: None) -> list[Path]:
+        """Trains until ``max_iters`` iterations are done, calling ``on_iteration()`` after each; returns the snapshots.
+
+        One is written every ``TRAIN.SNAPSHOT_ITERS`` iterations and one at the end.
+        """
+        paths = []
+        while self.solver.iter < max_iters:
+            self.solver.step()
+            on_iteration()
+            if self.solver.iter % self.cfg.TRAIN.SNAPSHOT_ITERS == 0 or self.solver.iter >= max_iters:
+                paths.append(self.snapshot())
+        return paths
+
+    def snapshot(self) -> Path:
+        """Writes ``<prefix>_iter_<n>.caffemodel`` to test with, ``.solverstate`` and ``.resume.npz`` to resume from."""
+        infix = f"_{self.cfg.TRAIN.SNAPSHOT_INFIX}" if self.cfg.TRAIN.SNAPSHOT_INFIX else ""
+        prefix = self.output_dir / (Path(self.solver.param.snapshot_prefix or "snapshot").name + infix)
+        path = self.solver.snapshot_path(".caffemodel", prefix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_unnormalized(self.net, path, self.means, self.stds, self.cfg)
+        self.solver.save_state(path)
+        with replacing(path.with_suffix(".resume.npz")) as file:
+            np.savez(file, **self._resume_state())
+        return path
+
+    def _resume_state(self) -> dict[str, np.ndarray]:
+        """What a ``.solverstate`` and a caffemodel for testing leave out: random streams, position in the data, the
+        normalised box regression and the losses that the display averages over."""
+        state = {"torch_rng": torch.get_rng_state().numpy(), "recent_losses": np.array(self.solver._recent)}
+        if self.net.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.net.device).numpy()
+        for j, blob in enumerate(self.net.params.get("bbox_pred", [])):
+            state[f"bbox_pred/{j}"] = blob.detach().cpu().numpy()
+        return state | {f"data/{k}": v for k, v in self.data_layer.loader.state_dict().items()}
+
+    def resume(self, path) -> list[str]:
+        """Continues from a ``.solverstate``.
+
+        With the ``.resume.npz`` that :meth:`snapshot` puts beside it, training goes on bit for bit as if it had never
+        stopped (on the same machine). A state that Caffe wrote itself restores weights, history and iteration; the
+        data then start from the beginning. Returns what the user should know.
+
+        Raises:
+            CaffePortError: a state, caffemodel or ``.resume.npz`` that is missing, damaged or of another net or data.
+        """
+        self.solver.restore(path)
+        extra = Path(path).with_suffix(".resume.npz")
+        if not extra.is_file():
+            return [
+                f"no {extra.name} beside the solver state: the order of the data starts anew, and bbox_pred is taken "
+                "from the caffemodel as it is (a snapshot of this program or of train_net.py is un-normalised)"
+            ]
+        try:
+            with np.load(extra, allow_pickle=False) as arrays:
+                state = {key: arrays[key] for key in arrays.files}
+            with torch.no_grad():
+                for j, blob in enumerate(self.net.params.get("bbox_pred", [])):
+                    blob.copy_(torch.from_numpy(state[f"bbox_pred/{j}"]))
+            self.data_layer.loader.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("data/")})
+            self.solver._recent.extend(state["recent_losses"].tolist())
+            torch.set_rng_state(torch.from_numpy(state["torch_rng"]))
+            if "cuda_rng" in state and self.net.device.type == "cuda":
+                torch.cuda.set_rng_state(torch.from_numpy(state["cuda_rng"]), self.net.device)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise PortError(f"cannot be used for resuming ({error})", file=extra, hint="it may be damaged") from None
+        return []
+
+
+def load_weights(net: Net, paths: str) -> list[str]:
+    """Loads one caffemodel, or several separated by commas as Caffe's ``--weights``; returns a line about each."""
+    return [copy_from(net, part.strip()).summary() for part in paths.split(",")]

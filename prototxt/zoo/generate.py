@@ -1,0 +1,220 @@
+"""Writes the networks of this folder: ``python -m prototxt.zoo.generate``.
+
+Every network is a backbone, a RoI head, and a way to choose RoIs:
+
+* ``fast_rcnn``: the data layer samples foreground and background RoIs;
+* ``ohem``: a read-only copy of the head sees all RoIs, a mining layer picks the hard ones for the trainable head;
+* ``ohem_naive``: one head sees all RoIs, and a layer zeroes the losses of easy ones.
+
+Data layer, mining and losses are wired as in the released OHEM nets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from prototxt import parse_net, parse_solver, write_text
+
+ZOO = Path(__file__).parent
+METHODS = ("fast_rcnn", "ohem", "ohem_naive")
+TRAINED = ("lr_mult: 1 decay_mult: 1", "lr_mult: 2 decay_mult: 0")
+FROZEN = ("lr_mult: 0 decay_mult: 0",) * 2
+BOX_BLOBS = ("bbox_targets", "bbox_inside_weights", "bbox_outside_weights")
+
+
+def layer(name: str, kind: str, bottoms=(), tops=(), body: str = "") -> str:
+    names = "".join(f' bottom: "{b}"' for b in bottoms) + "".join(f' top: "{t}"' for t in tops)
+    return f'layer {{ name: "{name}" type: "{kind}"{names} {body} }}\n'
+
+
+def weighted(name: str, kind: str, bottom: str, body: str, params=TRAINED, suffix="", share=False, refuse=False) -> str:
+    """A layer with weight and bias. ``share`` names the two after the layer; a ``suffix`` copy leaves the
+    multipliers to the trainable one, and ``refuse`` cuts the gradient to its bottom."""
+    text = ""
+    for multipliers, letter in zip(params, "wb", strict=True):
+        label = f'name: "{name}_{letter}" ' if share else ""
+        text += f"param {{ {label}{'' if suffix else multipliers} }} "
+    text += "propagate_down: false " if refuse else ""
+    return layer(name + suffix, kind, [bottom + suffix], [name + suffix], text + body)
+
+
+def relu(name: str, refuse=False) -> str:
+    return layer(f"relu_{name}", "ReLU", [name], [name], "propagate_down: false" if refuse else "")
+
+
+def filler(kind: str) -> str:
+    return f'weight_filler {{ {kind} }} bias_filler {{ type: "constant" value: 0 }}'
+
+
+def conv(name, bottom, outputs, kernel, stride=1, pad=0, params=TRAINED, init='type: "msra"') -> str:
+    body = f"convolution_param {{ num_output: {outputs} kernel_size: {kernel} stride: {stride} pad: {pad} "
+    text = weighted(name, "Convolution", bottom, body + filler(init) + " }", params)
+    return text + relu(name)
+
+
+def max_pool(name, bottom, kernel, stride) -> str:
+    return layer(
+        name, "Pooling", [bottom], [name], f"pooling_param {{ pool: MAX kernel_size: {kernel} stride: {stride} }}"
+    )
+
+
+# ---- backbones: text, name of the feature blob, its stride
+
+
+def shapes_backbone() -> tuple[str, str, int]:
+    # pixels are some 60 grey levels from their mean: small weights bring that to 1, and a small rate suits them
+    gentle = ("lr_mult: 0.01 decay_mult: 1", "lr_mult: 0.02 decay_mult: 0")
+    text = conv("conv1", "data", 24, 5, stride=2, pad=2, params=gentle, init='type: "gaussian" std: 0.003')
+    text += max_pool("pool1", "conv1", 3, 2)
+    text += conv("conv2", "pool1", 48, 3, pad=1)
+    text += max_pool("pool2", "conv2", 3, 2)
+    text += conv("conv3", "pool2", 64, 3, pad=1) + conv("conv4", "conv3", 64, 3, pad=1)
+    return text, "conv4", 8
+
+
+def squeezenet_backbone() -> tuple[str, str, int]:
+    """SqueezeNet v1.1 to fire9, layer names as published so that its caffemodel loads; conv1 to fire3 stay as they
+    are."""
+    text, bottom = conv("conv1", "data", 64, 3, stride=2, params=FROZEN), "conv1"
+    squeeze = {2: 16, 3: 16, 4: 32, 5: 32, 6: 48, 7: 48, 8: 64, 9: 64}
+    for n, width in squeeze.items():
+        if n in (2, 4, 6):
+            text += max_pool(f"pool{n - 1}", bottom, 3, 2)
+            bottom = f"pool{n - 1}"
+        params = FROZEN if n < 4 else TRAINED
+        fire = f"fire{n}"
+        text += conv(f"{fire}/squeeze1x1", bottom, width, 1, params=params)
+        text += conv(f"{fire}/expand1x1", f"{fire}/squeeze1x1", 4 * width, 1, params=params)
+        text += conv(f"{fire}/expand3x3", f"{fire}/squeeze1x1", 4 * width, 3, pad=1, params=params)
+        bottom = f"{fire}/concat"
+        text += layer(bottom, "Concat", [f"{fire}/expand1x1", f"{fire}/expand3x3"], [bottom])
+    return text, bottom, 16
+
+
+# ---- the RoI head
+
+
+def head(features, stride, rois, classes, pooled, hidden, dropout, suffix="", share=False) -> str:
+    """RoI pooling, hidden InnerProduct layers, and the two outputs ``cls_score`` and ``bbox_pred``."""
+    refuse = bool(suffix)
+    body = f"roi_pooling_param {{ pooled_h: {pooled} pooled_w: {pooled} spatial_scale: {1 / stride} }}"
+    downs = "propagate_down: false propagate_down: false " if refuse else "propagate_down: true propagate_down: false "
+    text = layer("roi_pool" + suffix, "ROIPooling", [features, rois], ["roi_pool" + suffix], downs + body)
+    bottom = "roi_pool"
+    for n, outputs in enumerate(hidden, start=6):
+        name, init = f"fc{n}", filler('type: "xavier"')
+        body = f"inner_product_param {{ num_output: {outputs} {init} }}"
+        text += weighted(name, "InnerProduct", bottom, body, suffix=suffix, share=share, refuse=refuse)
+        text += relu(name + suffix, refuse)
+        if dropout:
+            drop = ("propagate_down: false " if refuse else "") + f"dropout_param {{ dropout_ratio: {dropout} }}"
+            text += layer(f"drop{n}{suffix}", "Dropout", [name + suffix], [name + suffix], drop)
+        bottom = name
+    for name, outputs, std in (("cls_score", classes, 0.01), ("bbox_pred", 4 * classes, 0.001)):
+        gaussian = f'type: "gaussian" std: {std}'
+        body = f"inner_product_param {{ num_output: {outputs} {filler(gaussian)} }}"
+        text += weighted(name, "InnerProduct", bottom, body, suffix=suffix, share=share, refuse=refuse)
+    return text
+
+
+def softmax(suffix="", refuse=False) -> str:
+    return layer(f"cls_prob{suffix}", "Softmax", [f"cls_score{suffix}"], [f"cls_prob{suffix}"],
+                 "propagate_down: false" if refuse else "")  # fmt: skip
+
+
+def python_param(module: str, kind: str, classes: int) -> str:
+    return f"python_param {{ module: '{module}' layer: '{kind}' param_str: \"'num_classes': {classes}\" }}"
+
+
+def mining(kind: str, module: str, probability, prediction, tops, classes) -> str:
+    bottoms = [probability, prediction, "rois", "labels", *BOX_BLOBS]
+    body = "propagate_down: false " * len(bottoms)
+    body += python_param(module, kind, classes)
+    return layer("hard_roi_mining", "Python", bottoms, tops, body)
+
+
+def losses(labels, boxes, body="") -> str:
+    text = layer("loss_cls", "SoftmaxWithLoss", ["cls_score", labels], ["loss_cls"],
+                 "propagate_down: true propagate_down: false loss_weight: 1 " + body)  # fmt: skip
+    return text + layer("loss_bbox", "SmoothL1Loss", ["bbox_pred", *boxes], ["loss_bbox"],
+                        "propagate_down: true " + "propagate_down: false " * 3 + "loss_weight: 1")  # fmt: skip
+
+
+def train_net(name, method, backbone: Callable, classes, **head_settings) -> str:
+    body = python_param("roi_data_layer.layer", "RoIDataLayer", classes)
+    text = f'name: "{name}"\n' + layer("data", "Python", [], ["data", "rois", "labels", *BOX_BLOBS], body)
+    body, features, stride = backbone()
+    text += body
+    settings = {"features": features, "stride": stride, "classes": classes, **head_settings}
+    if method == "fast_rcnn":
+        return text + head(rois="rois", **settings) + losses("labels", BOX_BLOBS)
+    if method == "ohem":
+        hard = [f"{blob}_hard" for blob in ("rois", "labels", *BOX_BLOBS)]
+        text += head(rois="rois", suffix="_readonly", share=True, **settings) + softmax("_readonly", refuse=True)
+        text += mining(
+            "OHEMDataLayer", "roi_data_layer.layer", "cls_prob_readonly", "bbox_pred_readonly", hard, classes
+        )
+        return text + head(rois="rois_hard", share=True, **settings) + losses(hard[1], hard[2:])
+    masked = ["labels_masked", "bbox_inside_weights_masked", "bbox_outside_weights_masked"]
+    text += head(rois="rois", **settings) + softmax()
+    text += mining("OHEMMaskLayer", "ohem_caffe_port.python_layers", "cls_prob", "bbox_pred", masked, classes)
+    return text + losses(masked[0], ["bbox_targets", *masked[1:]], "loss_param { ignore_label: -1 }")
+
+
+def test_net(name, backbone: Callable, classes, **head_settings) -> str:
+    text = f'name: "{name}"\n'
+    for blob, dims in (("data", (1, 3, 224, 224)), ("rois", (1, 5))):
+        shape = " ".join(f"dim: {d}" for d in dims)
+        text += layer(blob, "Input", [], [blob], f"input_param {{ shape {{ {shape} }} }}")
+    body, features, stride = backbone()
+    settings = {"features": features, "stride": stride, "classes": classes, **head_settings}
+    return text + body + head(rois="rois", **settings) + softmax()
+
+
+# ---- what is shipped
+
+
+FAMILIES = {
+    "shapes": {
+        "backbone": shapes_backbone, "classes": 7, "pooled": 6, "hidden": (128, 64), "dropout": 0,
+        "solver": "base_lr: 0.01 lr_policy: 'step' gamma: 0.1 stepsize: 500 display: 50 average_loss: 50 momentum: 0.9 "
+                  "iter_size: 2 weight_decay: 0.0005 max_iter: 600",
+        "cfg": "EXP_DIR: shapes_{method}\nTRAIN:\n  IMDB: shapes_train\n  SCALES: [200]\n  MAX_SIZE: 320\n"
+               "TEST:\n  IMDB: shapes_test\n  SCALES: [200]\n  MAX_SIZE: 320\nDEDUP_BOXES: 0.125\n",
+    },
+    "squeezenet_v1.1": {
+        "backbone": squeezenet_backbone, "classes": 21, "pooled": 6, "hidden": (512,), "dropout": 0.5,
+        "solver": "base_lr: 0.002 lr_policy: 'step' gamma: 0.1 stepsize: 2400 display: 20 average_loss: 100 "
+                  "momentum: 0.9 iter_size: 2 weight_decay: 0.0005 max_iter: 3200",
+        "cfg": "EXP_DIR: squeezenet_v1.1_{method}\nPIXEL_MEANS: [104, 117, 123]\nTRAIN:\n  IMDB: voc_2007_trainval\n"
+               "  SCALES: [480]\n  MAX_SIZE: 800\nTEST:\n  IMDB: voc_2007_test\n  SCALES: [480]\n  MAX_SIZE: 800\n",
+    },
+}  # fmt: skip
+# one image to a pass and two passes to an iteration, so that RoIs are ranked within an image, as in the OHEM release
+SAMPLING = {
+    "fast_rcnn": "  IMS_PER_BATCH: 1\n  BATCH_SIZE: 64\n  ASPECT_GROUPING: False\n",
+    "ohem": "  IMS_PER_BATCH: 1\n  BATCH_SIZE: 64\n  BG_THRESH_LO: 0.0\n  USE_OHEM: True\n  ASPECT_GROUPING: False\n",
+}
+SAMPLING["ohem_naive"] = SAMPLING["ohem"]
+
+
+def generate(zoo: Path = ZOO) -> None:
+    """Writes ``<family>/<method>/{solver,train,test}.prototxt`` and ``cfg.yml`` for all of them."""
+    for family, settings in FAMILIES.items():
+        settings = dict(settings)
+        solver, cfg = settings.pop("solver"), settings.pop("cfg")
+        for method in METHODS:
+            folder = zoo / family / method
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"{family}_{method}"
+            write_text(parse_net(train_net(name, method, **settings)), folder / "train.prototxt")
+            write_text(parse_net(test_net(name, **settings)), folder / "test.prototxt")
+            text = f"train_net: 'train.prototxt' {solver} snapshot: 0 snapshot_prefix: '{name}'"
+            write_text(parse_solver(text), folder / "solver.prototxt")
+            cfg_text = cfg.format(method=method).replace("TRAIN:\n", "TRAIN:\n" + SAMPLING[method], 1)
+            (folder / "cfg.yml").write_text(cfg_text)
+
+
+if __name__ == "__main__":
+    generate()

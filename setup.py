@@ -1,0 +1,29 @@
+"""Installs the three packages: ``prototxt`` (text), ``converters`` (weight files), ``ohem_caffe_port`` (nets)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ohem_caffe_port",
+    version="0.1.0",
+    description="Train, test and export Caffe detectors (OHEM, Fast R-CNN) on PyTorch from their own prototxts",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["prototxt", "prototxt.*", "converters", "converters.*", "ohem_caffe_port*"]),
+    package_data={"prototxt": ["caffe.proto", "zoo/**/*"]},
+    install_requires=[
+        "torch>=2.4",
+        "protobuf>=4.25",
+        "numpy>=1.26",
+        "opencv-python>=4.8",
+        "pycocotools>=2.0.8",
+        "scipy>=1.11",  # selective-search .mat files
+        "PyYAML>=6",  # experiments/cfgs/*.yml and param_str
+        "tqdm>=4.66",
+        "rich>=13",  # tables
+        "safetensors>=0.4.5",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"],
+        "selective-search": ["opencv-contrib-python>=4.8"],
+    },
+)

@@ -1,0 +1,105 @@
+"""What every tool does the same way: options, devices, and turning a user's mistake into one message."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from ohem_caffe_port.config import Config
+from ohem_caffe_port.errors import PortError
+from prototxt import CaffePortError
+
+
+def run(main) -> None:
+    """Runs ``main()``; a user's mistake ends in one message and exit code 2, an interrupt in exit code 130."""
+    try:
+        sys.exit(main())
+    except CaffePortError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of GPU memory: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """The options that the original's ``train_net.py`` and ``test_net.py`` share, and where data lie."""
+    group = parser.add_argument_group("configuration and data")
+    group.add_argument(
+        "--cfg", metavar="FILE", help="YAML with the original's keys; cfg.yml beside the prototxt if absent"
+    )
+    group.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="e.g. --set TRAIN.SCALES '[480,600]'"
+    )
+    group.add_argument("--imdb", help="data set, e.g. voc_2007_trainval or voc_2007_trainval+voc_2012_trainval")
+    group.add_argument(
+        "--data", metavar="DIR", help="holds VOCdevkit2007 and selective_search_data [$OHEM_DATA or data]"
+    )
+    group.add_argument("--devkit", metavar="DIR", help="the VOCdevkit itself [$OHEM_VOCDEVKIT]")
+    group.add_argument("--proposals", metavar="NAME|FILE", help="proposal method, or a .mat / .npz file")
+    group.add_argument("--output", metavar="DIR", help="where results go [output/<EXP_DIR>/<imdb>]")
+    group.add_argument("--gpu", type=int, metavar="ID", help="CUDA device; -1 is the CPU [0 where there is one]")
+    group.add_argument(
+        "--lenient", action="store_true", help="list unknown prototxt fields instead of stopping at them"
+    )
+
+
+def load_config(args, beside) -> Config:
+    """Defaults, then ``--cfg`` (or ``cfg.yml`` in the folder of the prototxt ``beside``), then ``--set``."""
+    cfg = Config()
+    default = Path(beside).parent / "cfg.yml"
+    if args.cfg:
+        cfg.merge_file(args.cfg)
+    elif default.is_file():
+        print(f"configuration: {default}")
+        cfg.merge_file(default)
+    cfg.merge_list(args.set)
+    if args.data or os.environ.get("OHEM_DATA"):
+        cfg.DATA_DIR = args.data or os.environ["OHEM_DATA"]
+    return cfg
+
+
+def open_imdb(args, cfg: Config, name: str, method: str):
+    """The data set ``name`` with the proposals of ``method`` unless ``--proposals`` says otherwise."""
+    from ohem_caffe_port.data.factory import get_imdb
+
+    devkit = args.devkit or os.environ.get("OHEM_VOCDEVKIT")
+    if name.startswith("shapes_"):
+        devkit = None
+    return get_imdb(name, data_dir=cfg.DATA_DIR, devkit=devkit, proposals=args.proposals or method)
+
+
+def pick_device(args) -> torch.device:
+    """The device of ``--gpu``; faithful float32 arithmetic on it.
+
+    Raises:
+        PortError: there is no such device.
+    """
+    count = torch.cuda.device_count()
+    if args.gpu is not None and args.gpu >= count:
+        raise PortError(
+            f"--gpu {args.gpu}: this machine has {count} CUDA devices", hint="leave it out, or use --gpu -1"
+        )
+    if count == 0 or args.gpu == -1:
+        print(f"on the CPU, {torch.get_num_threads()} threads")
+        return torch.device("cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    device = torch.device("cuda", args.gpu or 0)
+    print(f"on {torch.cuda.get_device_name(device)}")
+    return device
+
+
+def show(lines) -> None:
+    """Notices and warnings, one to a line."""
+    for line in lines:
+        print(f"note: {line}")

@@ -1,0 +1,104 @@
+"""Test a detector on a data set and print its average precision.
+
+python tools/test_from_prototxt.py --def test.prototxt --net snapshot.caffemodel --imdb voc_2007_test
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import _cli
+import cv2
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from ohem_caffe_port.draw import draw_detections
+from ohem_caffe_port.evaluate import save_detections, write_comp4
+from ohem_caffe_port.net import Net
+from ohem_caffe_port.testing import evaluate_results, test_net
+from ohem_caffe_port.weights import copy_from
+
+DEFAULT_IMDB = "voc_2007_test"  # test_net.py's own
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--def", dest="prototxt", required=True, metavar="FILE", help="test prototxt")
+    parser.add_argument("--net", dest="caffemodel", required=True, metavar="FILE", help="weights")
+    parser.add_argument("--wait", action="store_true", help="wait until the weights file exists")
+    parser.add_argument("--num_dets", type=int, default=100, help="most detections for an image, 0 for all [100]")
+    parser.add_argument("--det_thresh", type=float, default=0.05, help="least score [0.05]")
+    parser.add_argument("--comp", action="store_true", help="competition mode: write result files, do not evaluate")
+    parser.add_argument(
+        "--vis", type=int, nargs="?", const=20, default=0, metavar="N", help="draw the first N images [20]"
+    )
+    parser.add_argument("--vis_thresh", type=float, default=0.5, help="least score of a drawn box [0.5]")
+    parser.add_argument("--iou", type=float, default=0.5, help="overlap a correct detection must exceed [0.5]")
+    parser.add_argument("--json", metavar="FILE", help="write the average precisions there too")
+    _cli.add_common_options(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    cfg = _cli.load_config(args, args.prototxt)
+    while args.wait and not Path(args.caffemodel).exists():
+        print(f"waiting for {args.caffemodel} ...")
+        time.sleep(10)
+    net = Net(args.prototxt, "TEST", cfg=cfg, device=_cli.pick_device(args), lenient=args.lenient)
+    _cli.show(net.warnings)
+    report = copy_from(net, args.caffemodel)
+    print(report.summary())
+    unset = [layer for layer, _, verdict in report.rows if verdict == "not in the file"]
+    if unset:
+        _cli.show([f"these layers keep their initial values: {', '.join(unset)}"])
+    imdb = _cli.open_imdb(args, cfg, args.imdb or cfg.TEST.IMDB or DEFAULT_IMDB, cfg.TEST.PROPOSAL_METHOD)
+    output = Path(args.output or Path("output") / cfg.EXP_DIR / imdb.name / Path(args.caffemodel).stem)
+    output.mkdir(parents=True, exist_ok=True)
+
+    with tqdm(total=imdb.num_images, unit="image", dynamic_ncols=True) as bar:
+
+        def on_image(i, image, dets):
+            bar.update()
+            if i < args.vis:
+                (output / "images").mkdir(exist_ok=True)
+                path = output / "images" / f"{imdb.image_index[i]}.jpg"
+                cv2.imwrite(str(path), draw_detections(image, dets, imdb.classes, args.vis_thresh))
+
+        all_boxes = test_net(net, imdb, cfg, thresh=args.det_thresh, max_per_image=args.num_dets, on_image=on_image)
+    save_detections(output / "detections.npz", all_boxes, imdb.image_index, imdb.classes)
+    results = output / "results"
+    write_comp4(results, all_boxes, imdb.image_index, imdb.classes, image_set=imdb.image_set)
+    print(f"detections: {output / 'detections.npz'}; result files: {results}")
+    if args.comp:
+        return 0
+    result = evaluate_results(results, imdb, ovthresh=args.iou)
+    if result is None:
+        _cli.show([f"{imdb.name} has no public ground truth; send the result files to the evaluation server"])
+        return 0
+    print_table(result, imdb, args.iou)
+    if args.json:
+        values = {k: None if math.isnan(v) else v for k, v in {**result.ap, "mean": result.mean}.items()}
+        Path(args.json).write_text(json.dumps({"imdb": imdb.name, "iou": args.iou, "ap": values}, indent=1))
+    return 0
+
+
+def print_table(result, imdb, iou: float) -> None:
+    rule = "11 points" if imdb.use_07_metric else "area under the curve"
+    table = Table(title=f"average precision on {imdb.name} (IoU > {iou}, {rule})")
+    table.add_column("class")
+    table.add_column("AP", justify="right")
+    for name, ap in result.ap.items():
+        table.add_row(name, "no objects" if math.isnan(ap) else f"{ap:.4f}")
+    table.add_section()
+    table.add_row("mAP", f"{result.mean:.4f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    _cli.run(main)

@@ -1,0 +1,112 @@
+"""Train a detector from its Caffe solver and net.
+
+    python tools/train_from_prototxt.py solver.prototxt
+    python tools/train_from_prototxt.py models/pascal_voc/VGG16/fast_rcnn_ohem/solver.prototxt \
+        --weights VGG16.v2.caffemodel --imdb voc_2007_trainval --cfg experiments/cfgs/fast_rcnn_ohem.yml --iters 40000
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import _cli
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ohem_caffe_port.data.roidb import get_training_roidb
+from ohem_caffe_port.errors import PortError
+from ohem_caffe_port.solver import Solver
+from ohem_caffe_port.train import Trainer, load_weights, settle_mining
+
+DEFAULT_IMDB, DEFAULT_ITERS = "voc_2007_trainval", 40000  # train_net.py's own
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("solver", nargs="?", help="solver prototxt")
+    parser.add_argument("--solver", dest="solver_option", metavar="FILE", help="the same, as train_net.py spells it")
+    parser.add_argument("--weights", metavar="FILE[,FILE]", help="caffemodel to start from")
+    parser.add_argument("--resume", metavar="FILE", help="continue from this .solverstate")
+    parser.add_argument("--iters", type=int, help=f"iterations in all [max_iter of the solver, or {DEFAULT_ITERS}]")
+    parser.add_argument("--rand", action="store_true", help="do not fix the random seeds")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that prepare images ahead [none]")
+    _cli.add_common_options(parser)
+    args = parser.parse_args()
+    args.solver = args.solver or args.solver_option
+    if not args.solver:
+        parser.error("which solver.prototxt?")
+    return args
+
+
+def main() -> int:
+    args = parse_args()
+    cfg = _cli.load_config(args, args.solver)
+    if args.workers is not None:
+        cfg.TRAIN.USE_PREFETCH, cfg.TRAIN.PREFETCH_WORKERS = args.workers > 0, args.workers
+    if args.iters is not None and args.iters < 1:
+        raise PortError(f"--iters must be positive, not {args.iters}")
+    if args.rand:
+        cfg.RNG_SEED = int(np.random.SeedSequence().generate_state(1)[0])
+    torch.manual_seed(cfg.RNG_SEED)
+    device = _cli.pick_device(args)
+
+    solver = Solver(args.solver, cfg=cfg, device=device, lenient=args.lenient)
+    solver.net.keep_blobs = False
+    _cli.show([*solver.warnings, *solver.net.warnings, *settle_mining(solver.net, cfg)])
+    if args.weights:
+        print("\n".join(load_weights(solver.net, args.weights)))
+    elif not args.resume:
+        blank = [name for name, blobs in solver.net.params.items() if not blobs[0].any()]
+        if blank:
+            _cli.show([f"no --weights, and no filler: these layers start at zero: {', '.join(blank)}"])
+
+    name = args.imdb or cfg.TRAIN.IMDB or DEFAULT_IMDB
+    imdb = _cli.open_imdb(args, cfg, name, cfg.TRAIN.PROPOSAL_METHOD)
+    roidb = get_training_roidb(imdb, cfg)
+    output = Path(args.output or Path("output") / cfg.EXP_DIR / imdb.name)
+    trainer = Trainer(solver, roidb, cfg, output)
+    if args.resume:
+        _cli.show(trainer.resume(args.resume))
+    iterations = args.iters or solver.param.max_iter or DEFAULT_ITERS
+    images = len(trainer.data_layer.loader.roidb)
+    print(
+        f"{imdb.name}: {images} images with their mirror images; {solver.net.name}: {iterations} iterations, to {output}"
+    )
+    snapshots = train(trainer, iterations)
+    print(f"last snapshot: {snapshots[-1] if snapshots else 'none (all iterations were done already)'}")
+    return 0
+
+
+def train(trainer: Trainer, iterations: int) -> list[Path]:
+    """Trains under a progress bar; every ``display`` iterations a line as Caffe prints it."""
+    solver = trainer.solver
+    display = solver.param.display
+    started, first = time.perf_counter(), solver.iter
+    with tqdm(
+        total=iterations, initial=solver.iter, unit="it", dynamic_ncols=True, disable=not sys.stderr.isatty()
+    ) as bar:
+
+        def on_iteration():
+            bar.update()
+            bar.set_postfix(loss=f"{solver.smoothed_loss:.4f}", lr=f"{solver.lr:g}", refresh=False)
+            if display and solver.iter % display == 0:
+                pace = (time.perf_counter() - started) / (solver.iter - first)
+                parts = " ".join(f"{name} {value:.4f}" for name, value in solver.losses.items())
+                line = f"iteration {solver.iter}: loss {solver.smoothed_loss:.4f} ({parts}) lr {solver.lr:g}"
+                tqdm.write(f"{line}, {pace:.2f} s/it", file=sys.stdout)
+                sys.stdout.flush()
+
+        try:
+            return trainer.run(iterations, on_iteration)
+        except KeyboardInterrupt:
+            path = trainer.snapshot()
+            print(f"\nstopped; continue with --resume {path.with_suffix('.solverstate')}")
+            raise
+
+
+if __name__ == "__main__":
+    _cli.run(main)
