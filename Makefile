@@ -12,6 +12,16 @@ $(VENV)/.done: setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $@
 
+# METHOD=fast_rcnn trains without mining, METHOD=ohem_naive mines the naive way
+METHOD ?= ohem
+ZOO := prototxt/zoo/shapes/$(METHOD)
+DEMO := output/demo/$(METHOD)
+
+demo: setup
+	$(BIN)/python tools/train_from_prototxt.py $(ZOO)/solver.prototxt --data build --output $(DEMO)
+	$(BIN)/python tools/test_from_prototxt.py --def $(ZOO)/test.prototxt --net $(DEMO)/shapes_$(METHOD)_iter_2000.caffemodel \
+		--data build --output $(DEMO) --vis 20
+
 test: setup lint
 	$(BIN)/python -m pytest -n 2
 

@@ -73,9 +73,8 @@ def main() -> int:
         _cli.show(trainer.resume(args.resume))
     iterations = args.iters or solver.param.max_iter or DEFAULT_ITERS
     images = len(trainer.data_layer.loader.roidb)
-    print(
-        f"{imdb.name}: {images} images with their mirror images; {solver.net.name}: {iterations} iterations, to {output}"
-    )
+    mirrored = " with their mirror images" if cfg.TRAIN.USE_FLIPPED else ""
+    print(f"{imdb.name}: {images} images{mirrored}; {solver.net.name}: {iterations} iterations, to {output}")
     snapshots = train(trainer, iterations)
     print(f"last snapshot: {snapshots[-1] if snapshots else 'none (all iterations were done already)'}")
     return 0
@@ -101,11 +100,15 @@ def train(trainer: Trainer, iterations: int) -> list[Path]:
                 sys.stdout.flush()
 
         try:
-            return trainer.run(iterations, on_iteration)
+            snapshots = trainer.run(iterations, on_iteration)
         except KeyboardInterrupt:
             path = trainer.snapshot()
             print(f"\nstopped; continue with --resume {path.with_suffix('.solverstate')}")
             raise
+    done, seconds = solver.iter - first, time.perf_counter() - started
+    if done:
+        print(f"{done} iterations in {seconds:.0f} s ({seconds / done:.2f} s/it), last loss {solver.loss:.4f}")
+    return snapshots
 
 
 if __name__ == "__main__":

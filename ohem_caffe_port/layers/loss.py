@@ -112,8 +112,8 @@ class SmoothL1Loss(LossLayer):
     """caffe-fast-rcnn's ``SmoothL1LossLayer``: bottoms prediction, target, and optionally inside and outside weights.
 
     With ``d = inside * (prediction - target)`` it is the sum of ``outside * s(d)`` over the number of rows, where
-    ``s(d)`` is ``0.5 (sigma d)^2`` for ``|d| < 1 / sigma^2`` and ``|d| - 0.5 / sigma^2`` beyond. (Fast R-CNN, Girshick 2015,
-    equation 3, with sigma of caffe-fast-rcnn.) Prediction and target can get a gradient, the weights cannot.
+    ``s(d)`` is ``0.5 (sigma d)^2`` for ``|d| < 1 / sigma^2`` and ``|d| - 0.5 / sigma^2`` beyond. (Fast R-CNN,
+    Girshick 2015, equation 3; sigma is of caffe-fast-rcnn.) Prediction and target can get a gradient, the weights not.
     """
 
     fields = {"smooth_l1_loss_param": {"sigma"}}

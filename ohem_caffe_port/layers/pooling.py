@@ -20,7 +20,8 @@ class Pooling(Layer):
     The output is ``ceil((H + 2 pad - kernel) / stride) + 1`` wide (``floor`` with ``round_mode: FLOOR``); only with
     ``pad > 0`` on some axis the last window is dropped when it starts past the padded end. AVE divides by the window's
     cells counted up to ``H + pad``. A window that holds no cell (stride > kernel, no pad) gives -FLT_MAX or 0/0 as in
-    Caffe. Among equal maxima the first in row-major order gets the gradient. A second top gives MAX's argmax as ``h * W + w``.
+    Caffe. Among equal maxima the first in row-major order gets the gradient. A second
+    top gives MAX's argmax as ``h * W + w``.
     """
 
     fields = {

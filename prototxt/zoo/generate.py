@@ -64,13 +64,11 @@ def max_pool(name, bottom, kernel, stride) -> str:
 
 def shapes_backbone() -> tuple[str, str, int]:
     # pixels are some 60 grey levels from their mean: small weights bring that to 1, and a small rate suits them
-    gentle = ("lr_mult: 0.01 decay_mult: 1", "lr_mult: 0.02 decay_mult: 0")
+    gentle = ("lr_mult: 0.1 decay_mult: 1", "lr_mult: 0.2 decay_mult: 0")
     text = conv("conv1", "data", 24, 5, stride=2, pad=2, params=gentle, init='type: "gaussian" std: 0.003')
     text += max_pool("pool1", "conv1", 3, 2)
-    text += conv("conv2", "pool1", 48, 3, pad=1)
-    text += max_pool("pool2", "conv2", 3, 2)
-    text += conv("conv3", "pool2", 64, 3, pad=1) + conv("conv4", "conv3", 64, 3, pad=1)
-    return text, "conv4", 8
+    text += conv("conv2", "pool1", 48, 3, pad=1) + conv("conv3", "conv2", 64, 3, pad=1)
+    return text, "conv3", 4
 
 
 def squeezenet_backbone() -> tuple[str, str, int]:
@@ -177,16 +175,16 @@ def test_net(name, backbone: Callable, classes, **head_settings) -> str:
 
 FAMILIES = {
     "shapes": {
-        "backbone": shapes_backbone, "classes": 7, "pooled": 6, "hidden": (128, 64), "dropout": 0,
-        "solver": "base_lr: 0.01 lr_policy: 'step' gamma: 0.1 stepsize: 500 display: 50 average_loss: 50 momentum: 0.9 "
-                  "iter_size: 2 weight_decay: 0.0005 max_iter: 600",
+        "backbone": shapes_backbone, "classes": 7, "pooled": 6, "hidden": (256,), "dropout": 0,
+        "solver": "type: 'Adam' base_lr: 0.001 lr_policy: 'step' gamma: 0.1 stepsize: 1600 display: 100 "
+                  "average_loss: 100 momentum: 0.9 momentum2: 0.999 iter_size: 2 weight_decay: 0.0005 max_iter: 2000",
         "cfg": "EXP_DIR: shapes_{method}\nTRAIN:\n  IMDB: shapes_train\n  SCALES: [200]\n  MAX_SIZE: 320\n"
-               "TEST:\n  IMDB: shapes_test\n  SCALES: [200]\n  MAX_SIZE: 320\nDEDUP_BOXES: 0.125\n",
+               "TEST:\n  IMDB: shapes_test\n  SCALES: [200]\n  MAX_SIZE: 320\nDEDUP_BOXES: 0.25\n",
     },
     "squeezenet_v1.1": {
         "backbone": squeezenet_backbone, "classes": 21, "pooled": 6, "hidden": (512,), "dropout": 0.5,
-        "solver": "base_lr: 0.002 lr_policy: 'step' gamma: 0.1 stepsize: 2400 display: 20 average_loss: 100 "
-                  "momentum: 0.9 iter_size: 2 weight_decay: 0.0005 max_iter: 3200",
+        "solver": "base_lr: 0.002 lr_policy: 'step' gamma: 0.1 stepsize: 2100 display: 20 average_loss: 100 "
+                  "momentum: 0.9 iter_size: 2 weight_decay: 0.0005 max_iter: 2800",
         "cfg": "EXP_DIR: squeezenet_v1.1_{method}\nPIXEL_MEANS: [104, 117, 123]\nTRAIN:\n  IMDB: voc_2007_trainval\n"
                "  SCALES: [480]\n  MAX_SIZE: 800\nTEST:\n  IMDB: voc_2007_test\n  SCALES: [480]\n  MAX_SIZE: 800\n",
     },
