@@ -11,7 +11,7 @@ setup(
     packages=find_packages(include=["prototxt", "prototxt.*", "converters", "converters.*", "ohem_caffe_port*"]),
     package_data={"prototxt": ["caffe.proto", "zoo/**/*"]},
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.5",
         "protobuf>=4.25",
         "numpy>=1.26",
         "opencv-python>=4.8",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
@@ -11,6 +12,21 @@ import yaml
 from prototxt.errors import nearest
 
 from .errors import PortError
+
+# Least and greatest value of keys where another one could only fail later, less clearly.
+RANGES = {
+    "TRAIN.SCALES": (1, math.inf),
+    "TRAIN.MAX_SIZE": (1, math.inf),
+    "TRAIN.IMS_PER_BATCH": (1, math.inf),
+    "TRAIN.BATCH_SIZE": (1, math.inf),
+    "TRAIN.FG_FRACTION": (0, 1),
+    "TRAIN.SNAPSHOT_ITERS": (1, math.inf),
+    "TRAIN.PREFETCH_WORKERS": (0, math.inf),
+    "TEST.SCALES": (1, math.inf),
+    "TEST.MAX_SIZE": (1, math.inf),
+    "RNG_SEED": (0, 2**32 - 1),
+}
+ANY_LENGTH = {"TRAIN.SCALES", "TEST.SCALES"}  # all other lists are as long as their default
 
 
 @dataclass
@@ -99,14 +115,15 @@ class Config:
         """Takes over ``values`` (nested like this object).
 
         Raises:
-            PortError: an unknown key (with the nearest known one) or a value of another type, naming ``source``.
+            PortError: an unknown key (with the nearest known one), or a value of another type or out of range, naming
+                ``source``.
         """
         _merge(self, values, source, "", self.explicit)
 
     def merge_file(self, path) -> None:
         """Takes over a YAML file such as the original's ``experiments/cfgs/*.yml``; nothing in it is executed."""
         try:
-            values = yaml.safe_load(Path(path).read_text())
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise PortError(f"cannot read the configuration: {error.strerror}", file=path) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -129,7 +146,7 @@ class Config:
         for key, text in zip(items[0::2], items[1::2], strict=True):
             try:
                 value = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval raises
                 value = text
             nested: dict = {}
             inner = nested
@@ -159,8 +176,19 @@ def _merge(target, values: dict, source: str, prefix: str, explicit: set[str]) -
                 raise PortError(f"'{name}' is a group of keys, not a value", file=source)
             _merge(old, value, source, f"{name}.", explicit)
         else:
-            setattr(target, key, _coerce(value, old, name, source))
+            setattr(target, key, _in_range(_coerce(value, old, name, source), old, name, source))
             explicit.add(name)
+
+
+def _in_range(value, old, name: str, source: str):
+    """``value``, if it has a length and a size that :data:`RANGES` allows."""
+    if isinstance(old, tuple) and len(value) != len(old) and name not in ANY_LENGTH:
+        raise PortError(f"{name} must be {len(old)} numbers (default {old!r}), not {len(value)}", file=source)
+    low, high = RANGES.get(name, (-math.inf, math.inf))
+    if name in RANGES and not all(low <= v <= high for v in (value if isinstance(value, tuple) else (value,))):
+        wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise PortError(f"{name} must be {wanted}, not {value!r}", file=source)
+    return value
 
 
 def _coerce(value, old, name: str, source: str):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -39,6 +41,31 @@ def unique_rois(rois: np.ndarray, dedup_boxes: float) -> tuple[np.ndarray, np.nd
     return index, inverse.reshape(-1)
 
 
+def detector_classes(net: Net, cfg: Config) -> int:
+    """How many classes a test net scores, background included.
+
+    Raises:
+        PortError: the net has other inputs or outputs than :func:`im_detect` needs.
+    """
+    scores = "cls_score" if cfg.TEST.SVM else "cls_prob"
+    wanted = {scores} | ({"bbox_pred"} if cfg.TEST.BBOX_REG else set())
+    columns = {value.name: math.prod(shape[1:]) for value, shape in zip(net.values, net.shapes, strict=True)}
+    if set(net.inputs) != {"data", "rois"} or wanted - set(columns):
+        raise PortError(
+            f"detection needs inputs data and rois and blobs {', '.join(sorted(wanted))}; this net has inputs "
+            f"{net.inputs} and outputs {net.outputs}",
+            file=net.source,
+            hint="give the test.prototxt of a Fast R-CNN net",
+        )
+    if cfg.TEST.BBOX_REG and columns["bbox_pred"] != 4 * columns[scores]:
+        raise PortError(
+            f"{scores} has {columns[scores]} classes, so bbox_pred needs {4 * columns[scores]} columns; "
+            f"it has {columns['bbox_pred']}",
+            file=net.source,
+        )
+    return columns[scores]
+
+
 @torch.no_grad()
 def im_detect(net: Net, image: np.ndarray, boxes: np.ndarray, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
     """Class scores and regressed boxes of every proposal.
@@ -55,16 +82,7 @@ def im_detect(net: Net, image: np.ndarray, boxes: np.ndarray, cfg: Config) -> tu
     Raises:
         PortError: the net has other inputs or outputs.
     """
-    wanted = {"cls_score"} if cfg.TEST.SVM else {"cls_prob"}
-    wanted |= {"bbox_pred"} if cfg.TEST.BBOX_REG else set()
-    missing = wanted - {value.name for value in net.values}
-    if set(net.inputs) != {"data", "rois"} or missing:
-        raise PortError(
-            f"detection needs inputs data and rois and blobs {', '.join(sorted(wanted))}; this net has inputs "
-            f"{net.inputs} and outputs {net.outputs}",
-            file=net.source,
-            hint="give the test.prototxt of a Fast R-CNN net",
-        )
+    detector_classes(net, cfg)
     data, scales = image_pyramid(image, cfg)
     rois = project_rois(boxes, scales)
     inverse = None

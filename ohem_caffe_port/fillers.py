@@ -67,13 +67,18 @@ FILLERS = {
     "bilinear": _bilinear,
 }
 
+_FIELDS = {"type", "value", "min", "max", "mean", "std", "sparse", "variance_norm"}
+
 
 def filled(shape, filler) -> Tensor:
     """A new float32 tensor of ``shape`` filled as the ``FillerParameter`` says, from torch's global generator.
 
     Raises:
-        PortError: a filler type Caffe does not have, or ``bilinear`` on a blob that is no square kernel.
+        PortError: a filler type or field that Caffe does not have, or ``bilinear`` on a blob that is no square kernel.
     """
+    unknown = [f.name for f, _ in filler.ListFields() if f.name not in _FIELDS]
+    if unknown:
+        raise PortError("no filler reads this field", field=unknown[0], hint=f"they read {', '.join(sorted(_FIELDS))}")
     if filler.type not in FILLERS:
         raise PortError(f"unknown filler type '{filler.type}'", field="type", hint=f"known: {', '.join(FILLERS)}")
     if filler.type == "bilinear" and (len(shape) != 4 or shape[2] != shape[3]):

@@ -17,6 +17,7 @@ from .fillers import filled
 from .graph import Step, connect, filter_layers, plan_backward
 from .layers import Context, Layer, create_layer
 
+_NET_FIELDS = {"name", "layer", "state", "force_backward", "input", "input_shape", "input_dim"}
 _WEIGHTLESS_SPEC = prototxt.caffe_pb2.ParamSpec()
 
 
@@ -82,6 +83,7 @@ class Net(nn.Module):
             self.source, param = None, source
         if phase not in ("TRAIN", "TEST"):
             raise PortError(f"a phase is TRAIN or TEST, not {phase!r}")
+        self.warnings += [f"net field {f.name} is ignored" for f, _ in param.ListFields() if f.name not in _NET_FIELDS]
         self.name, self.phase, self.device = param.name, phase, torch.device(device)
         self.cfg = cfg or Config()
         self.rng = np.random.RandomState(self.cfg.RNG_SEED) if rng is None else rng
@@ -158,6 +160,8 @@ class Net(nn.Module):
                         values = filled(blob.shape, layer.fillers[j])
                     except PortError as error:
                         raise layer.error(error.message, field=error.field, hint=error.hint) from None
+                    except (RuntimeError, TypeError):  # torch's words for too much, and for far too much
+                        raise layer.error(f"no memory for its parameter {j}, {tuple(blob.shape)}") from None
                     shared = LearnableParam(nn.Parameter(values.to(self.device)), f"{layer.name}[{j}]", spec.name)
                     self.learnable_params.append(shared)
                     if spec.name:
@@ -244,6 +248,8 @@ class Net(nn.Module):
                 ]
                 with torch.set_grad_enabled(grad_mode and step.runs_backward):
                     tops = self._guarded(layer, layer, bottoms)
+                if not bottoms:  # a data layer hands out what it read, wherever that lies
+                    tops = [top.to(self.device, non_blocking=True) for top in tops]
             for v, top in zip(step.tops, tops, strict=True):
                 values[v] = top
                 if v in self.loss_weights:
@@ -284,7 +290,7 @@ class Net(nn.Module):
             raise
         except (RuntimeError, ValueError, IndexError) as error:
             shapes = ", ".join(str(tuple(b.shape)) for b in bottoms)
-            raise self._located(layer.error(f"{error} (bottom shapes: {shapes})")) from error
+            raise self._located(layer.error(f"{error} (bottom shapes: {shapes or 'none'})")) from error
 
     def _located(self, error: PortError) -> PortError:
         """The same error with this net's file and the line of its layer."""

@@ -21,12 +21,13 @@ from .weights import copy_from, to_caffemodel
 HONOURED = {
     "net", "train_net", "net_param", "train_net_param", "train_state", "type", "base_lr", "lr_policy", "gamma", "power",
     "stepsize", "stepvalue", "max_iter", "momentum", "momentum2", "rms_decay", "delta", "weight_decay",
-    "regularization_type", "clip_gradients", "iter_size", "average_loss", "display", "snapshot", "snapshot_prefix",
+    "regularization_type", "clip_gradients", "iter_size", "average_loss", "display", "snapshot_prefix",
     "random_seed", "weights",
 }  # fmt: skip
-# Read by nobody here, and without any influence on the result of training.
-NEUTRAL = {"solver_mode", "device_id", "debug_info", "snapshot_after_train", "snapshot_diff", "snapshot_format",
-           "layer_wise_reduce", "test_initialization", "test_compute_loss", "test_iter", "test_interval"}  # fmt: skip
+# Without influence on the result of training: Caffe's own test and snapshot schedule, and how it runs.
+NEUTRAL = {"snapshot", "snapshot_after_train", "snapshot_diff", "snapshot_format", "solver_mode", "device_id",
+           "debug_info", "layer_wise_reduce", "test_initialization", "test_compute_loss", "test_iter",
+           "test_interval"}  # fmt: skip
 
 
 def find_net(path: str, solver_path) -> Path:
@@ -120,11 +121,17 @@ class Solver:
             raise self._error("must be positive", "iter_size")
         if p.type == "AdaGrad" and p.momentum or p.type == "RMSProp" and p.momentum:
             raise self._error(f"cannot be used with {p.type}", "momentum")
+        if p.type == "Adam" and not (0 <= p.momentum < 1 and 0 <= p.momentum2 < 1):
+            raise self._error("must lie between 0 and 1, as must momentum2 (Adam)", "momentum")
+        if p.max_iter < 0:
+            raise self._error("must not be negative", "max_iter")
         if p.type == "RMSProp" and not 0 <= p.rms_decay < 1:
             raise self._error("must lie between 0 and 1", "rms_decay")
-        for descriptor, _ in p.ListFields():
-            if descriptor.name not in HONOURED | NEUTRAL:
-                self.warnings.append(f"solver field {descriptor.name} is not used")
+        for descriptor, value in p.ListFields():
+            if descriptor.name in NEUTRAL and value:
+                self.warnings.append(f"solver field {descriptor.name} has no effect on this training")
+            elif descriptor.name not in HONOURED | NEUTRAL:
+                self.warnings.append(f"solver field {descriptor.name} is not supported, and ignored")
 
     def _build_net(self, cfg, device, lenient) -> Net:
         p = self.param
@@ -145,14 +152,24 @@ class Solver:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the iteration that comes next."""
+        """Learning rate of the iteration that comes next.
+
+        Raises:
+            PortError: the policy's formula gives none, such as a power of a negative number.
+        """
         if self.param.lr_policy == "multistep":
             steps = self.param.stepvalue
             if self.current_step < len(steps) and self.iter >= steps[self.current_step]:
                 self.current_step += 1
         elif self.param.lr_policy == "step":
             self.current_step = self.iter // self.param.stepsize
-        return _POLICIES[self.param.lr_policy](self.param, self.iter, self.current_step)
+        try:
+            rate = _POLICIES[self.param.lr_policy](self.param, self.iter, self.current_step)
+        except (ArithmeticError, ValueError):
+            rate = math.nan
+        if not math.isfinite(rate):
+            raise self._error(f"'{self.param.lr_policy}' gives no learning rate in iteration {self.iter}", "lr_policy")
+        return rate
 
     @property
     def smoothed_loss(self) -> float:
@@ -191,8 +208,10 @@ class Solver:
     def apply_update(self) -> None:
         """Updates the parameters from their accumulated gradients (``SGDSolver::ApplyUpdate``)."""
         rate = self.lr
-        trained = [(p, h) for p, h in zip(self.net.learnable_params, self.history, strict=True)
-                   if p.blob.grad is not None]  # fmt: skip
+        trained = [(p, h) for p, h in zip(self.net.learnable_params, self.history, strict=True) if p.lr_mult]
+        for p, _ in trained:
+            if p.blob.grad is None:  # no loss reaches it; Caffe decays it all the same
+                p.blob.grad = torch.zeros_like(p.blob)
         if not trained:
             return
         weights = [p.blob for p, _ in trained]

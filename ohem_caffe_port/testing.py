@@ -9,7 +9,7 @@ import numpy as np
 from .config import Config
 from .data.minibatch import read_image
 from .data.pascal_voc import read_annotation
-from .detect import detections_by_class, im_detect
+from .detect import detections_by_class, detector_classes, im_detect
 from .errors import PortError
 from .evaluate import VocResult, evaluate_voc, read_comp4
 from .net import Net
@@ -35,18 +35,21 @@ def test_net(
     Raises:
         PortError: an image without proposals, or a net with another number of classes than the data set.
     """
-    all_boxes: list[list[np.ndarray]] = [[] for _ in range(imdb.num_classes)]
-    for i, entry in enumerate(imdb.roidb):
-        proposals = entry["boxes"][entry["gt_classes"] == 0]
-        if not len(proposals):
+    classes = detector_classes(net, cfg)
+    if classes != imdb.num_classes:
+        raise PortError(
+            f"the net scores {classes} classes, {imdb.name} has {imdb.num_classes} (background included)",
+            file=net.source,
+            hint="give the data set that the net was trained for",
+        )
+    proposals = [entry["boxes"][entry["gt_classes"] == 0] for entry in imdb.roidb]
+    for i, boxes in enumerate(proposals):
+        if not len(boxes):
             raise PortError(f"image {imdb.image_index[i]} has no proposals", hint="give proposals for this image set")
+    all_boxes: list[list[np.ndarray]] = [[] for _ in range(imdb.num_classes)]
+    for i in range(imdb.num_images):
         image = read_image(imdb.image_path_at(i))
-        scores, boxes = im_detect(net, image, proposals, cfg)
-        if scores.shape[1] != imdb.num_classes:
-            raise PortError(
-                f"the net scores {scores.shape[1]} classes, {imdb.name} has {imdb.num_classes} (background included)",
-                file=net.source,
-            )
+        scores, boxes = im_detect(net, image, proposals[i], cfg)
         dets = detections_by_class(scores, boxes, cfg, thresh=thresh, max_per_image=max_per_image)
         for cls, found in enumerate(dets):
             all_boxes[cls].append(found)

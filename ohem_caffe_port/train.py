@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from .errors import PortError
 from .net import Net
 from .solver import Solver
 from .weights import copy_from, to_caffemodel
+
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error)
 
 
 def settle_mining(net: Net, cfg: Config) -> list[str]:
@@ -89,7 +93,8 @@ class Trainer:
         means, stds: ``[4 * num_classes]`` of the box targets.
 
     Raises:
-        PortError: a net without such a data layer, or a roidb that leaves nothing to train on.
+        PortError: a net without such a data layer or for another number of classes, or a roidb that leaves nothing to
+            train on.
     """
 
     def __init__(self, solver: Solver, roidb: list[dict], cfg: Config, output_dir):
@@ -103,6 +108,14 @@ class Trainer:
             )
         self.data_layer = data_layers[0]
         roidb = filter_roidb(roidb, cfg)
+        classes = roidb[0]["gt_overlaps"].shape[1]
+        if getattr(self.data_layer, "num_classes", classes) != classes:
+            raise self.data_layer.error(
+                f"num_classes is {self.data_layer.num_classes}, the data set has {classes} (background included)",
+                file=self.net.source,
+                field="python_param.param_str",
+                hint="train a net with as many classes as the imdb, or on another imdb",
+            )
         self.means = self.stds = np.zeros(0)
         if cfg.TRAIN.BBOX_REG:
             self.means, self.stds = add_bbox_regression_targets(roidb, cfg)
@@ -112,7 +125,17 @@ class Trainer:
         """Trains until ``max_iters`` iterations are done, calling ``on_iteration()`` after each; returns the snapshots.
 
         One is written every ``TRAIN.SNAPSHOT_ITERS`` iterations and one at the end.
+
+        Raises:
+            PortError: more iterations than a ``poly`` learning rate lasts, or a loss or weight that is not finite.
         """
+        param = self.solver.param
+        if param.lr_policy == "poly" and max_iters > param.max_iter:
+            raise PortError(
+                f"the learning rate of lr_policy poly ends at {param.max_iter}; {max_iters} iterations are wanted",
+                file=self.solver.source,
+                field="max_iter",
+            )
         paths = []
         while self.solver.iter < max_iters:
             self.solver.step()
@@ -122,7 +145,18 @@ class Trainer:
         return paths
 
     def snapshot(self) -> Path:
-        """Writes ``<prefix>_iter_<n>.caffemodel`` to test with, ``.solverstate`` and ``.resume.npz`` to resume from."""
+        """Writes ``<prefix>_iter_<n>.caffemodel`` to test with, ``.solverstate`` and ``.resume.npz`` to resume from.
+
+        Raises:
+            CaffePortError: weights that are not finite (older snapshots stay), or a file that cannot be written.
+        """
+        for name, blobs in self.net.params.items():
+            if not all(bool(blob.isfinite().all()) for blob in blobs):
+                raise PortError(
+                    f"weights are no longer finite after iteration {self.solver.iter}; no snapshot is written",
+                    layer=name,
+                    hint="a lower base_lr is the usual cure",
+                )
         infix = f"_{self.cfg.TRAIN.SNAPSHOT_INFIX}" if self.cfg.TRAIN.SNAPSHOT_INFIX else ""
         prefix = self.output_dir / (Path(self.solver.param.snapshot_prefix or "snapshot").name + infix)
         path = self.solver.snapshot_path(".caffemodel", prefix)
@@ -165,17 +199,25 @@ class Trainer:
                 state = {key: arrays[key] for key in arrays.files}
             with torch.no_grad():
                 for j, blob in enumerate(self.net.params.get("bbox_pred", [])):
-                    blob.copy_(torch.from_numpy(state[f"bbox_pred/{j}"]))
+                    blob.copy_(torch.from_numpy(state[f"bbox_pred/{j}"].reshape(blob.shape)))
             self.data_layer.loader.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("data/")})
-            self.solver._recent.extend(state["recent_losses"].tolist())
+            self.solver._recent.extend(state["recent_losses"].astype(float).tolist())
             torch.set_rng_state(torch.from_numpy(state["torch_rng"]))
             if "cuda_rng" in state and self.net.device.type == "cuda":
                 torch.cuda.set_rng_state(torch.from_numpy(state["cuda_rng"]), self.net.device)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise PortError(f"cannot be used for resuming ({error})", file=extra, hint="it may be damaged") from None
+        except PortError as error:
+            error.file = error.file or extra
+            raise
+        except (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, *_BROKEN_ZIP) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise PortError(
+                f"cannot be used for resuming: {what}",
+                file=extra,
+                hint="it is damaged, or of another net; without it, training resumes with the data from the start",
+            ) from None
         return []
 
 
 def load_weights(net: Net, paths: str) -> list[str]:
     """Loads one caffemodel, or several separated by commas as Caffe's ``--weights``; returns a line about each."""
-    return [copy_from(net, part.strip()).summary() for part in paths.split(",")]
+    return [copy_from(net, part.strip()).summary() for part in paths.split(",") if part.strip()]

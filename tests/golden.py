@@ -22,6 +22,9 @@ import cv2
 import numpy as np
 import torch
 
+# This folder has subfolders named like the packages; the packages come first.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import prototxt
 from converters import read_caffemodel
 from ohem_caffe_port.config import Config
@@ -80,6 +83,8 @@ class Differences:
         scale = float(np.nanmax(np.abs(np.where(np.isfinite(reference), reference, 0))))
         # gradients of a few 1e-12 beside zero are rounding, not a difference
         relative = largest / max(scale, 1e-6)
+        if kind == "losses":
+            relative = float((gap / np.maximum(np.abs(reference), 1e-6)).max())
         if relative > entry["rel"] or (largest > entry["abs"]):
             entry["at"] = where
         entry["abs"], entry["rel"] = max(entry["abs"], largest), max(entry["rel"], relative)
@@ -433,12 +438,12 @@ def compare_models(found, ours: Path, reference: Path) -> None:
     """Layer by layer, in order: names, types, bottoms and tops (the automatic splits too), and values."""
     a, b = read_caffemodel(ours), read_caffemodel(reference)
     listed = [[(x.name, x.type, x.bottoms, x.tops) for x in model.layers] for model in (a, b)]
-    found.notes["snapshot_layers_equal"] = listed[0] == listed[1]
+    found.add("snapshot_layers", listed[0] != listed[1], False, reference.name)
     by_name = {layer.name: layer for layer in a.layers}
     for layer in b.layers:
         for j, blob in enumerate(layer.blobs):
             found.add("snapshot", by_name[layer.name].blobs[j], blob, f"{reference.name}/{layer.name}/{j}")
-    found.tolerances["snapshot"] = {"abs": 5e-7}
+    found.tolerances |= {"snapshot": {"abs": 5e-7}, "snapshot_layers": {"abs": 0}}
 
 
 def compare_detections(found, folder, golden, cfg, snapshot) -> None:

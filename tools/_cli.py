@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -79,6 +80,23 @@ def open_imdb(args, cfg: Config, name: str, method: str):
     return get_imdb(name, data_dir=cfg.DATA_DIR, devkit=devkit, proposals=args.proposals or method)
 
 
+def output_folder(path) -> Path:
+    """Creates the folder for results and proves that a file can be written there: now, and not after hours of work.
+
+    Raises:
+        PortError: it cannot.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise PortError(
+            f"results cannot be written there: {error.strerror}", file=path, hint="name another folder with --output"
+        ) from None
+    return Path(path)
+
+
 def pick_device(args) -> torch.device:
     """The device of ``--gpu``; faithful float32 arithmetic on it.
 
@@ -86,7 +104,7 @@ def pick_device(args) -> torch.device:
         PortError: there is no such device.
     """
     count = torch.cuda.device_count()
-    if args.gpu is not None and args.gpu >= count:
+    if args.gpu is not None and not -1 <= args.gpu < count:
         raise PortError(
             f"--gpu {args.gpu}: this machine has {count} CUDA devices", hint="leave it out, or use --gpu -1"
         )

@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from converters.files import replacing
 from ohem_caffe_port.draw import draw_detections
+from ohem_caffe_port.errors import PortError
 from ohem_caffe_port.evaluate import save_detections, write_comp4
 from ohem_caffe_port.net import Net
 from ohem_caffe_port.testing import evaluate_results, test_net
@@ -46,6 +48,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    if args.json and (Path(args.json).is_dir() or not Path(args.json).absolute().parent.is_dir()):
+        raise PortError("no file can be written there", file=args.json, field="--json", hint="name a file in a folder")
     cfg = _cli.load_config(args, args.prototxt)
     while args.wait and not Path(args.caffemodel).exists():
         print(f"waiting for {args.caffemodel} ...")
@@ -59,16 +63,18 @@ def main() -> int:
         _cli.show([f"these layers keep their initial values: {', '.join(unset)}"])
     imdb = _cli.open_imdb(args, cfg, args.imdb or cfg.TEST.IMDB or DEFAULT_IMDB, cfg.TEST.PROPOSAL_METHOD)
     output = Path(args.output or Path("output") / cfg.EXP_DIR / imdb.name / Path(args.caffemodel).stem)
-    output.mkdir(parents=True, exist_ok=True)
 
-    with tqdm(total=imdb.num_images, unit="image", dynamic_ncols=True) as bar:
+    with tqdm(total=imdb.num_images, unit="image", dynamic_ncols=True, disable=None) as bar:
 
         def on_image(i, image, dets):
             bar.update()
+            if i == 0:  # net, weights and data fit together, so there will be results
+                _cli.output_folder(output)
             if i < args.vis:
                 (output / "images").mkdir(exist_ok=True)
-                path = output / "images" / f"{imdb.image_index[i]}.jpg"
-                cv2.imwrite(str(path), draw_detections(image, dets, imdb.classes, args.vis_thresh))
+                picture = draw_detections(image, dets, imdb.classes, args.vis_thresh)
+                with replacing(output / "images" / f"{imdb.image_index[i]}.jpg") as file:
+                    file.write(cv2.imencode(".jpg", picture)[1].tobytes())
 
         all_boxes = test_net(net, imdb, cfg, thresh=args.det_thresh, max_per_image=args.num_dets, on_image=on_image)
     save_detections(output / "detections.npz", all_boxes, imdb.image_index, imdb.classes)
@@ -84,7 +90,8 @@ def main() -> int:
     print_table(result, imdb, args.iou)
     if args.json:
         values = {k: None if math.isnan(v) else v for k, v in {**result.ap, "mean": result.mean}.items()}
-        Path(args.json).write_text(json.dumps({"imdb": imdb.name, "iou": args.iou, "ap": values}, indent=1))
+        with replacing(args.json, "w", encoding="utf-8") as file:
+            json.dump({"imdb": imdb.name, "iou": args.iou, "ap": values}, file, indent=1)
     return 0
 
 

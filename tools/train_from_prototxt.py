@@ -71,6 +71,7 @@ def main() -> int:
     trainer = Trainer(solver, roidb, cfg, output)
     if args.resume:
         _cli.show(trainer.resume(args.resume))
+    _cli.output_folder(output)
     iterations = args.iters or solver.param.max_iter or DEFAULT_ITERS
     images = len(trainer.data_layer.loader.roidb)
     mirrored = " with their mirror images" if cfg.TRAIN.USE_FLIPPED else ""

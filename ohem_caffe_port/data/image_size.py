@@ -1,4 +1,4 @@
-"""Width and height of an image file from its header, without decoding the pixels."""
+"""What an image file tells without decoding its pixels: width and height, and whether it is cut off."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ def image_size(path) -> tuple[int, int]:
     EXIF orientation is not applied: read such images with ``cv2.IMREAD_IGNORE_ORIENTATION``.
 
     Raises:
-        PortError: the file is missing or is no image.
+        PortError: the file is missing, is no image, or is a JPEG that was cut off.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             size = _size_from_header(file)
+            cut_off = size is not None and _may_be_cut_off(file) and is_cut_off(path.read_bytes())
     except FileNotFoundError:
         raise PortError(
             "image not found", file=path, hint="Put the image there or take it out of the image set."
         ) from None
     except (struct.error, IndexError):  # the header ends before the size
-        size = None
+        size, cut_off = None, False
+    if cut_off:
+        raise PortError("not a readable image: the JPEG file is cut off", file=path, hint="Replace the file.")
     if size is None:
         image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
@@ -37,6 +40,29 @@ def image_size(path) -> tuple[int, int]:
             )
         size = image.shape[1], image.shape[0]
     return size
+
+
+def is_cut_off(encoded: bytes) -> bool:
+    """Whether the bytes of a JPEG file end before its picture does; False for anything else.
+
+    Some decoders fill what is missing with grey and go on, so nobody would notice.
+    """
+    at = 2 if encoded[:2] == b"\xff\xd8" else len(encoded)
+    while encoded[at : at + 1] == b"\xff":
+        if encoded[at + 1 : at + 2] == b"\xda":  # the first scan: from here on the end marker cannot be mistaken
+            return encoded.find(b"\xff\xd9", at) < 0
+        fill = encoded[at + 1 : at + 2] == b"\xff"
+        at += 1 if fill else 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return False
+
+
+def _may_be_cut_off(file) -> bool:
+    """False, after one look at the last two bytes, for nearly every complete JPEG."""
+    file.seek(0)
+    if file.read(2) != b"\xff\xd8":
+        return False
+    file.seek(-2, 2)
+    return file.read(2) != b"\xff\xd9"
 
 
 def _size_from_header(file) -> tuple[int, int] | None:

@@ -113,10 +113,16 @@ class MinibatchLoader:
 
         Raises:
             PortError: the state is of a data set of another size.
+        ValueError: it is not such a state.
         """
         position, has_gauss, cur, images = (int(v) for v in state["numbers"])
         if images != len(self.roidb):
-            raise PortError(f"the snapshot was made with {images} images; this data set has {len(self.roidb)}")
+            raise PortError(
+                f"the snapshot was made with {images} images; this data set has {len(self.roidb)}",
+                hint="resume with the same imdb and TRAIN settings, mirror images included",
+            )
+        if sorted(state["perm"].tolist()) != list(range(images)):
+            raise ValueError("its order of images is no permutation")
         self._perm, self._cur = np.asarray(state["perm"]), cur
         self.rng.set_state(("MT19937", np.asarray(state["rng_keys"]), position, has_gauss, float(state["gauss"])))
         self._states.clear()

@@ -8,12 +8,14 @@ any number of them, without changing the result.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ..config import Config
 from ..errors import PortError
+from .image_size import is_cut_off
 
 
 @dataclass
@@ -92,15 +94,19 @@ def read_image(path) -> np.ndarray:
     """An image file as ``[H, W, 3]`` uint8 BGR, as stored (no EXIF rotation, which annotations do not know either).
 
     Raises:
-        PortError: it is missing or not an image.
+        PortError: it is missing, not an image, or a JPEG that was cut off.
     """
     try:
-        encoded = np.fromfile(path, dtype=np.uint8)
+        encoded = Path(path).read_bytes()
     except OSError as error:
         raise PortError(f"cannot read the image: {error.strerror}", file=path) from None
-    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if encoded.size else None
+    cut_off, image = is_cut_off(encoded), None
+    if encoded and not cut_off:
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), flags)
     if image is None:
-        raise PortError("not an image, or damaged", file=path, hint="replace the file or remove it from the image set")
+        what = "not an image, or damaged" + (": the JPEG file is cut off" if cut_off else "")
+        raise PortError(what, file=path, hint="replace the file or remove it from the image set")
     return image
 
 

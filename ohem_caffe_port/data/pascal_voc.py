@@ -67,7 +67,7 @@ class PascalVoc(Imdb):
         path = self.annotation_path_at(i)
         width, height = self.image_size_at(i)
         boxes, gt_classes = [], []
-        for n, obj in enumerate(read_annotation(path), start=1):
+        for n, obj in enumerate(read_annotation(path, size=(width, height)), start=1):
             if obj["difficult"] and not self.use_diff:
                 continue
             x1, y1, x2, y2 = obj["bbox"]
@@ -102,15 +102,17 @@ class PascalVoc(Imdb):
         )
 
 
-def read_annotation(path) -> list[dict]:
+def read_annotation(path, *, size: tuple[int, int] | None = None) -> list[dict]:
     """The objects of a VOC annotation file, in its order.
 
     Each is a dict: ``name`` (lower case), ``bbox`` (x1, y1, x2, y2: one-based inclusive ints; fractions, which VOC 2011
     and later have in places, are cut off), ``difficult`` and ``truncated`` (bool), ``pose`` (str).
-    ``difficult``, ``truncated`` and ``pose`` may be absent.
+    ``difficult``, ``truncated`` and ``pose`` may be absent. ``size``: width and height of the image, which the file
+    must agree with where it states them.
 
     Raises:
-        PortError: missing file, broken XML, an object without name or box, a box that is inverted or begins before 1.
+        PortError: missing file, broken XML, another size, an object without name or box, a box that is inverted or
+            begins before 1.
     """
     path = Path(path)
     try:
@@ -119,9 +121,18 @@ def read_annotation(path) -> list[dict]:
         raise PortError(
             "annotation not found", file=path, hint="Put the file there or take the image out of the image set."
         ) from None
-    except (ET.ParseError, UnicodeDecodeError, ValueError) as error:
+    except (ET.ParseError, LookupError, ValueError) as error:  # LookupError: an encoding that does not exist
         line = error.position[0] if isinstance(error, ET.ParseError) else None
         raise PortError(f"broken XML: {error}", file=path, line=line, hint="Restore the annotation file.") from None
+    stated = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
+    stated = tuple(int(text) if text.isdecimal() else 0 for text in stated)  # some programs write 0 or nothing
+    if size is not None and all(stated) and stated != tuple(size):
+        raise PortError(
+            f"the image is {size[0]} x {size[1]}, its annotation says {stated[0]} x {stated[1]}",
+            file=path,
+            field="size",
+            hint="Its boxes belong to an image of that size: restore the image, or annotate it anew.",
+        )
     return [_read_object(obj, path, n) for n, obj in enumerate(root.findall("object"), start=1)]
 
 
@@ -179,6 +190,8 @@ def _read_image_set(path: Path) -> list[str]:
     except FileNotFoundError:
         here = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)) or "none"
         raise PortError("image set not found", file=path, hint=f"Image sets beside it: {here}.") from None
+    except UnicodeDecodeError:
+        raise PortError("the image set is not UTF-8 text", file=path, hint="List one image id per line.") from None
     if not index:
         raise PortError("the image set is empty", file=path, hint="List one image id per line.")
     return index

@@ -18,6 +18,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import zipfile
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def load_npz(path, image_index, *, min_size: int = 2) -> list[np.ndarray]:
                     hint="Make the proposals for this image set; the keys are the image ids.",
                 )
             return [clean_boxes(_checked(lookup[i], path, i, lowest=0)[:, :4], min_size) for i in image_index]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise PortError(f"not a readable .npz file: {error}", file=path, hint="Write it with numpy.savez.") from None
 
 

@@ -20,7 +20,9 @@ NET_FIELDS = {
     "name", "type", "bottom", "top", "phase", "loss_weight", "param", "blobs", "propagate_down", "include", "exclude",
 }  # fmt: skip
 # Choices between implementations of one result: there is one implementation here, so nothing is lost.
-NEUTRAL_FIELDS = {"engine", "force_nd_im2col", "cudnn_convolution_algo_seeker"}
+NEUTRAL_FIELDS = {
+    "engine", "force_nd_im2col", "cudnn_convolution_algo_seeker", "stable_prod_grad", "share_in_parallel",
+}  # fmt: skip
 
 
 @dataclass

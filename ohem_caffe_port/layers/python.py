@@ -19,7 +19,7 @@ class PythonLayer(Layer):
     """
 
     type = "Python"
-    fields = {"python_param": {"module", "layer", "param_str", "share_in_parallel"}}
+    fields = {"python_param": {"module", "layer", "param_str"}}
     num_bottoms, num_tops = (0, 1 << 30), (0, 1 << 30)
 
     def __init__(self, param, context):
@@ -28,7 +28,8 @@ class PythonLayer(Layer):
         try:
             settings = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise self.error(f"not YAML: {text!r} ({error})", field="python_param.param_str") from None
+            problem = getattr(error, "problem", None) or error
+            raise self.error(f"not YAML: {text!r} ({problem})", field="python_param.param_str") from None
         self.settings = settings if isinstance(settings, dict) else {}
         if text.strip() and not self.settings:
             raise self.error(f"expected 'key': value pairs, got {text!r}", field="python_param.param_str")

@@ -32,7 +32,7 @@ class Concat(Layer):
 class Eltwise(Layer):
     """``EltwiseLayer``: PROD, SUM (with ``coeff``) or MAX of two and more bottoms of one shape."""
 
-    fields = {"eltwise_param": {"operation", "coeff", "stable_prod_grad"}}
+    fields = {"eltwise_param": {"operation", "coeff"}}
     num_bottoms = (2, 1 << 30)
     saves_top = True
 

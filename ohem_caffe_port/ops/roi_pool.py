@@ -63,57 +63,45 @@ class _Bins:
         self.rows = torch.stack([row.masked_fill(empty, zero_row) for row in corner_rows])  # [4, R, pooled_h, pooled_w]
 
 
-def _tables(cells: tuple[Tensor, ...], bins: _Bins, combine) -> tuple[Tensor, ...]:
-    """Range tables of ``cells`` (each ``[N, H, W, C]``) as ``[levels * N*H*W + 1, C]``; the last row is zero.
-
-    ``combine(a, b)`` merges two tuples of which ``a`` comes first in row-major order or holds the same cells.
-    """
-    height, width, channels = cells[0].shape[1:]
-    stacked = [cell.new_zeros((bins.levels_y * bins.levels_x * bins.size + 1, channels)) for cell in cells]
-    views = [s[:-1].view(bins.levels_y, bins.levels_x, *cells[0].shape) for s in stacked]
-
-    def grow(target, source, axis, step):
-        """``target = source`` merged with itself ``step`` cells further along ``axis`` (1: rows, 2: columns)."""
-        length = (height, width)[axis - 1] - step
-        merged = combine(
-            tuple(v[source].narrow(axis, 0, length) for v in views),
-            tuple(v[source].narrow(axis, step, length) for v in views),
-        )
-        for view, value in zip(views, merged, strict=True):
-            view[target].narrow(axis, 0, length).copy_(value)
-
-    for view, cell in zip(views, cells, strict=True):
-        view[0, 0] = cell
+def _tables(cells: Tensor, bins: _Bins) -> Tensor:
+    """All range-maximum tables of ``cells`` ``[N, H, W, C]``, as rows ``[levels * N*H*W + 1, C]``; the last is zero."""
+    batch, height, width, channels = cells.shape
+    rows = cells.new_zeros((bins.levels_y * bins.levels_x * bins.size + 1, channels))
+    table = rows[:-1].view(bins.levels_y, bins.levels_x, batch, height, width, channels)
+    table[0, 0] = cells
     for y in range(bins.levels_y):
-        if y:
-            grow((y, 0), (y - 1, 0), 1, 1 << (y - 1))
+        if y:  # twice as high: the table below merged with itself half a block further down
+            step = 1 << (y - 1)
+            torch.maximum(table[y - 1, 0, :, :-step], table[y - 1, 0, :, step:], out=table[y, 0, :, :-step])
         for x in range(1, bins.levels_x):
-            grow((y, x), (y, x - 1), 2, 1 << (x - 1))
-    return tuple(stacked)
+            step = 1 << (x - 1)
+            torch.maximum(table[y, x - 1, :, :, :-step], table[y, x - 1, :, :, step:], out=table[y, x, :, :, :-step])
+    return rows
 
 
-def _first_max(a, b):
-    """The larger value and its cell; of equal values the one first in row-major order (Caffe's strict ``>``)."""
-    (value_a, cell_a), (value_b, cell_b) = a, b
-    take_b = (value_b > value_a) | ((value_b == value_a) & (cell_b < cell_a))
-    return torch.where(take_b, value_b, value_a), torch.where(take_b, cell_b, cell_a)
-
-
-def _pool(cells: tuple[Tensor, ...], bins: _Bins, combine) -> tuple[Tensor, ...]:
-    """One row of channels for every bin and each of ``cells``: ``[R, C, pooled_h, pooled_w]``."""
-    tables = _tables(cells, bins, combine)
+def _pool(cells: Tensor, bins: _Bins) -> Tensor:
+    """The maximum of every bin: ``[R, C, pooled_h, pooled_w]``, 0 for empty ones."""
+    rows = _tables(cells, bins)
     _, rois, pooled_h, pooled_w = bins.rows.shape
-    channels = cells[0].shape[-1]
-    outputs = tuple(cell.new_empty((rois, channels, pooled_h * pooled_w)) for cell in cells)
+    channels = cells.shape[-1]
+    output = cells.new_empty((rois, channels, pooled_h * pooled_w))
     chunk = max(1, _CHUNK_FLOATS // (channels * pooled_h * pooled_w))
     for first in range(0, rois, chunk):
-        rows = bins.rows[:, first : first + chunk].reshape(4, -1)
-        best = tuple(table.index_select(0, rows[0]) for table in tables)
-        for corner in rows[1:]:
-            best = combine(best, tuple(table.index_select(0, corner) for table in tables))
-        for output, value in zip(outputs, best, strict=True):
-            output[first : first + chunk] = value.view(-1, pooled_h * pooled_w, channels).transpose(1, 2)
-    return tuple(output.view(rois, channels, pooled_h, pooled_w) for output in outputs)
+        corners = bins.rows[:, first : first + chunk].reshape(4, -1)
+        best = rows.index_select(0, corners[0])
+        for corner in corners[1:]:
+            torch.maximum(best, rows.index_select(0, corner), out=best)
+        output[first : first + chunk] = best.view(-1, pooled_h * pooled_w, channels).transpose(1, 2)
+    return output.view(rois, channels, pooled_h, pooled_w)
+
+
+def _order(values: Tensor) -> Tensor:
+    """int64 numbers in [-2^31, 2^31) that compare as ``values`` do."""
+    if values.dtype == torch.float64:
+        return values.unique(return_inverse=True)[1].view(values.shape)
+    # adding 0 turns -0 into 0, which it is equal to
+    bits = (values.float() + 0.0).view(torch.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
 
 
 class _RoIPoolFunction(torch.autograd.Function):
@@ -122,29 +110,36 @@ class _RoIPoolFunction(torch.autograd.Function):
         bins = _Bins(rois, features.shape, pooled_h, pooled_w, spatial_scale)
         cells = features.permute(0, 2, 3, 1)
         if not ctx.needs_input_grad[0]:
-            return _pool((cells,), bins, lambda a, b: (torch.maximum(a[0], b[0]),))[0]
+            return _pool(cells, bins)
+        # The same maximum over (value, cell) packed into one number finds the argmax: of equal values the one first in
+        # row-major order (Caffe's strict `>`), whose complement is the largest.
         batch, _, height, width = features.shape
-        index = torch.arange(batch * height * width, dtype=torch.int32, device=features.device)
-        index = index.view(batch, height, width, 1).expand(cells.shape)
-        pooled, argmax = _pool((cells, index), bins, _first_max)
-        # Caffe's backward gives a cell a gradient only if it lies inside the rounded RoI and the bin is not empty
+        cell = torch.arange(bins.size, device=features.device).view(batch, height, width, 1)
+        keys = _pool((_order(cells) << 32) | (0xFFFFFFFF - cell), bins)
+        filled = (bins.rows[0] < bins.levels_y * bins.levels_x * bins.size)[:, None]
+        argmax = torch.where(filled, 0xFFFFFFFF - (keys & 0xFFFFFFFF), 0)
+        # Caffe's backward gives a cell a gradient only if it lies inside the rounded RoI
         y, x = argmax // width % height, argmax % width
-        x1, y1, x2, y2 = (v.int()[:, None, None, None] for v in (bins.x1, bins.y1, bins.x2, bins.y2))
+        x1, y1, x2, y2 = (v[:, None, None, None] for v in (bins.x1, bins.y1, bins.x2, bins.y2))
         inside = (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
-        filled = bins.rows[0] < bins.levels_y * bins.levels_x * bins.size
-        ctx.save_for_backward(argmax, inside & filled[:, None])
+        argmax = _rows(argmax)
+        ctx.save_for_backward(argmax, inside & filled)
         ctx.shape = features.shape
-        return pooled
+        pooled = cells.reshape(bins.size, -1).gather(0, argmax)
+        pooled = pooled.view(-1, pooled_h, pooled_w, pooled.shape[1]).permute(0, 3, 1, 2)
+        return torch.where(filled, pooled, 0)
 
     @staticmethod
     def backward(ctx, grad):
         argmax, counts = ctx.saved_tensors
         batch, channels, height, width = ctx.shape
-        to_rows = (0, 2, 3, 1)
-        rows = argmax.permute(to_rows).reshape(-1, channels).long()
-        values = (grad * counts).permute(to_rows).reshape(-1, channels)
-        grad_cells = grad.new_zeros((batch * height * width, channels)).scatter_add_(0, rows, values)
+        grad_cells = grad.new_zeros((batch * height * width, channels)).scatter_add_(0, argmax, _rows(grad * counts))
         return grad_cells.view(batch, height, width, channels).permute(0, 3, 1, 2), None, None, None, None
+
+
+def _rows(blob: Tensor) -> Tensor:
+    """``[R, C, h, w]`` as rows of channels ``[R*h*w, C]``."""
+    return blob.permute(0, 2, 3, 1).reshape(-1, blob.shape[1])
 
 
 def roi_pool(features: Tensor, rois: Tensor, pooled_h: int, pooled_w: int, spatial_scale: float) -> Tensor:

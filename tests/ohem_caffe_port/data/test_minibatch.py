@@ -1,0 +1,191 @@
+import cv2
+import numpy as np
+import pytest
+
+from ohem_caffe_port.config import Config
+from ohem_caffe_port.data.minibatch import (
+    MinibatchPlan,
+    entry_image,
+    expand_bbox_targets,
+    images_to_blob,
+    load_minibatch,
+    plan_minibatch,
+    prep_image,
+    read_image,
+)
+from ohem_caffe_port.errors import PortError
+
+
+def config(**train):
+    cfg = Config()
+    cfg.merge({"TRAIN": {"BATCH_SIZE": 32, "SCALES": [20], "MAX_SIZE": 1000, **train}}, source="test")
+    return cfg
+
+
+def entry(overlaps, **more):
+    number = len(overlaps)
+    boxes = np.arange(4 * number).reshape(number, 4).astype(np.uint16)
+    classes = np.arange(number) % 3 + 1
+    targets = np.hstack([classes[:, None], np.full((number, 4), 0.5)]).astype(np.float32)
+    base = {"max_overlaps": np.array(overlaps, np.float32), "boxes": boxes, "max_classes": classes}
+    return base | {"bbox_targets": targets, "flipped": False} | more
+
+
+OVERLAPS = [1.0, 0.5, 0.49, 0.3, 0.1, 0.09, 0.0]
+
+
+@pytest.mark.parametrize(("lo", "background"), [(0.0, [2, 3, 4, 5, 6]), (0.1, [2, 3, 4, 5, 6])])
+def test_all_rois_with_ohem(lo, background):
+    """Foreground first; every RoI below BG_THRESH_HI is background, whatever BG_THRESH_LO says."""
+    cfg = config(USE_OHEM=True, BG_THRESH_LO=lo)
+    plan = plan_minibatch([entry(OVERLAPS)], [0], cfg, np.random.RandomState(0))
+    assert plan.keep[0].tolist() == [0, 1, *background]
+    assert plan.num_fg == [2]
+    assert plan.scales == [20]
+
+
+def test_a_gap_between_the_thresholds():
+    cfg = config(USE_OHEM=True, FG_THRESH=0.9, BG_THRESH_HI=0.2)
+    plan = plan_minibatch([entry(OVERLAPS)], [0], cfg, np.random.RandomState(0))
+    assert plan.keep[0].tolist() == [0, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("fg", "bg", "expected"),
+    [(100, 100, (8, 24)), (3, 100, (3, 29)), (100, 5, (8, 5)), (0, 100, (0, 32)), (100, 0, (8, 0)), (2, 2, (2, 2))],
+)
+def test_counts_of_sampled_rois(fg, bg, expected):
+    overlaps = [0.8] * fg + [0.3] * bg + [0.05] * 10
+    plan = plan_minibatch([entry(overlaps)], [0], config(), np.random.RandomState(0))
+    keep, num_fg = plan.keep[0], plan.num_fg[0]
+    assert (num_fg, len(keep) - num_fg) == expected
+    assert (keep[:num_fg] < fg).all()
+    assert ((keep[num_fg:] >= fg) & (keep[num_fg:] < fg + bg)).all(), "below BG_THRESH_LO nothing is sampled"
+    assert len(set(keep.tolist())) == len(keep), "without replacement"
+
+
+def test_rois_are_sampled_evenly():
+    roidb, rng = [entry([0.8] * 20 + [0.3] * 40)], np.random.RandomState(0)
+    counts = np.zeros(60)
+    for _ in range(500):
+        counts[plan_minibatch(roidb, [0], config(), rng).keep[0]] += 1
+    np.testing.assert_allclose(counts[:20] / 500, 8 / 20, atol=0.09)
+    np.testing.assert_allclose(counts[20:] / 500, 24 / 40, atol=0.09)
+
+
+def test_the_random_stream():
+    """Scales of all images first; then for each image foreground and background, as the original draws from numpy."""
+    roidb = [entry([0.8] * 20 + [0.3] * 40), entry([0.3] * 40)]
+    plan = plan_minibatch(roidb, [0, 1], config(SCALES=[20, 30, 40]), np.random.RandomState(5))
+    rng = np.random.RandomState(5)
+    scales = rng.randint(0, high=3, size=2)
+    expected = [
+        np.append(rng.choice(np.arange(20), 4, replace=False), rng.choice(np.arange(20, 60), 12, replace=False)),
+        rng.choice(np.arange(40), 16, replace=False),
+    ]
+    assert plan.scales == [(20, 30, 40)[i] for i in scales]
+    for keep, wanted in zip(plan.keep, expected, strict=True):
+        assert keep.tolist() == wanted.tolist()
+
+
+def test_images_must_divide_the_batch():
+    with pytest.raises(PortError, match="must divide TRAIN.BATCH_SIZE"):
+        plan_minibatch([entry(OVERLAPS)] * 3, [0, 1, 2], config(), np.random.RandomState(0))
+
+
+# ---- images
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    """``image_file(height, width)``: path and pixels."""
+
+    def make(height, width, name="a.png"):
+        pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / name), pixels)
+        return tmp_path / name, pixels
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "max_size", "scale"),
+    [((10, 20), 20, 1000, 2), ((20, 10), 20, 1000, 2), ((10, 20), 20, 30, 1.5), ((10, 20), 5, 1000, 0.5)],
+)
+def test_scales(size, target, max_size, scale):
+    image = np.full((*size, 3), 100, np.uint8)
+    prepared, found = prep_image(image, (1, 2, 3.5), target, max_size)
+    assert found == scale
+    assert prepared.shape == (round(size[0] * scale), round(size[1] * scale), 3)
+    assert prepared.dtype == np.float32
+    assert prepared[0, 0].tolist() == [99, 98, 96.5]
+    assert image[0, 0].tolist() == [100, 100, 100], "the argument must stay as it is"
+
+
+def test_blob_of_images_of_different_sizes():
+    blob = images_to_blob([np.full((2, 5, 3), 1, np.float32), np.full((4, 3, 3), 2, np.float32)])
+    assert blob.shape == (2, 3, 4, 5)
+    assert blob[0, :, :2].min() == 1
+    assert not blob[0, :, 2:].any()
+    assert blob[1, :, :, :3].min() == 2
+    assert not blob[1, :, :, 3:].any()
+
+
+def test_flipped_entries(image_file):
+    path, pixels = image_file(6, 8)
+    plain, flipped = (entry([0.9], image=str(path), width=8, height=6, flipped=f) for f in (False, True))
+    assert np.array_equal(entry_image(plain), pixels)
+    assert np.array_equal(entry_image(flipped), pixels[:, ::-1])
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None, "truncated"])
+def test_damaged_images(tmp_path, image_file, content):
+    path = tmp_path / "bad.jpg"
+    if content == "truncated":
+        path.write_bytes(image_file(60, 60)[0].read_bytes()[:40])
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PortError) as caught:
+        read_image(path)
+    assert caught.value.file == path
+
+
+def test_an_image_of_another_size(image_file):
+    path, _ = image_file(6, 8)
+    with pytest.raises(PortError, match="the image is 8 x 6, its annotation says 9 x 6"):
+        entry_image(entry([0.9], image=str(path), width=9, height=6))
+
+
+# ---- blobs
+
+
+def test_expanded_targets():
+    compact = np.array([[0, 9, 9, 9, 9], [2, 1, 2, 3, 4]], np.float32)
+    targets, inside = expand_bbox_targets(compact, 3, (1, 1, 0.5, 0.5))
+    assert targets.tolist() == [[0] * 12, [0] * 8 + [1, 2, 3, 4]]
+    assert inside.tolist() == [[0] * 12, [0] * 8 + [1, 1, 0.5, 0.5]]
+
+
+@pytest.mark.parametrize("bbox_reg", [True, False])
+def test_blobs(image_file, bbox_reg):
+    """Two images of different sizes, scaled to a shorter side of 20."""
+    first, second = image_file(10, 15, "a.png"), image_file(40, 30, "b.png")
+    roidb = [
+        entry([0.9, 0.8, 0.2], image=str(path), width=pixels.shape[1], height=pixels.shape[0])
+        for path, pixels in (first, second)
+    ]
+    roidb[1]["bbox_targets"][2] = 0  # a background RoI has no target
+    cfg = config(BBOX_REG=bbox_reg, BBOX_INSIDE_WEIGHTS=[1, 1, 0, 2])
+    plan = MinibatchPlan([0, 1], [20, 20], [np.array([1]), np.array([0, 2])], [1, 1])
+    blobs = load_minibatch(roidb, plan, 4, cfg)
+    assert blobs["data"].shape == (2, 3, 27, 30)
+    assert all(blob.dtype == np.float32 for blob in blobs.values())
+    expected = [[0, 8, 10, 12, 14], [1, 0, 2 / 3, 4 / 3, 2], [1, 16 / 3, 6, 20 / 3, 22 / 3]]
+    np.testing.assert_allclose(blobs["rois"], expected, rtol=1e-6)
+    assert blobs["labels"].tolist() == [2, 1, 0]
+    assert ("bbox_targets" in blobs) == bbox_reg
+    if bbox_reg:
+        assert blobs["bbox_targets"][0].tolist() == [0] * 8 + [0.5] * 4 + [0] * 4
+        assert blobs["bbox_inside_weights"][1].tolist() == [0] * 4 + [1, 1, 0, 2] + [0] * 8
+        assert blobs["bbox_outside_weights"][1].tolist() == [0] * 4 + [1, 1, 0, 1] + [0] * 8
+        assert not blobs["bbox_inside_weights"][2].any()

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+
+import prototxt
+from ohem_caffe_port.config import Config
+from ohem_caffe_port.errors import PortError
+from ohem_caffe_port.layers import Context, create_layer
+from ohem_caffe_port.mining import easy_rois_zeroed, ohem_roi_loss, select_hard_rois
+
+CLASSES, ROIS = 4, 50
+MODULES = {"OHEMDataLayer": ("roi_data_layer.layer", 5), "OHEMMaskLayer": ("ohem_caffe_port.python_layers", 3)}
+
+
+def config(**train):
+    cfg = Config()
+    cfg.merge({"TRAIN": {"BATCH_SIZE": 8, "USE_OHEM": True, **train}}, source="test")
+    return cfg
+
+
+def make_layer(kind, cfg, bottoms, tops=None, num_classes=CLASSES):
+    module, count = MODULES[kind]
+    tops = count if tops is None else tops
+    names = "".join(f'bottom: "b{i}" ' for i in range(len(bottoms))) + "".join(f'top: "t{i}" ' for i in range(tops))
+    python = f"python_param {{ module: '{module}' layer: '{kind}' param_str: \"'num_classes': {num_classes}\" }}"
+    param = prototxt.parse_net(f'layer {{ name: "mining" type: "Python" {names} {python} }}').layer[0]
+    layer = create_layer(param, Context("TRAIN", cfg))
+    layer.setup(bottoms)
+    return layer
+
+
+@pytest.fixture
+def bottoms():
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 60, (ROIS, 2))
+    rois = np.hstack([rng.integers(0, 2, (ROIS, 1)), corners, corners + rng.integers(5, 50, (ROIS, 2))])
+    prob = rng.dirichlet(np.ones(CLASSES), ROIS)
+    labels = rng.integers(0, CLASSES, ROIS)
+    inside = np.repeat(np.eye(CLASSES)[labels] * (labels > 0)[:, None], 4, axis=1)
+    pred, targets = rng.standard_normal((2, ROIS, 4 * CLASSES))
+    return [torch.tensor(a, dtype=torch.float32) for a in (prob, pred, rois, labels, targets, inside, inside)]
+
+
+@pytest.mark.parametrize(("use_nms", "thresh"), [(True, 0.7), (True, 0.3), (False, 0.7)])
+def test_data_layer_gathers_the_hard_ones(bottoms, use_nms, thresh):
+    layer = make_layer("OHEMDataLayer", config(OHEM_USE_NMS=use_nms, OHEM_NMS_THRESH=thresh), bottoms)
+    prob, pred, rois, labels, *boxes = bottoms
+    loss = ohem_roi_loss(prob, labels, pred, *boxes)
+    hard = select_hard_rois(loss, rois, labels, 8, nms_thresh=thresh if use_nms else None)
+    for top, bottom in zip(layer(bottoms), bottoms[2:], strict=True):
+        assert torch.equal(top, bottom[hard])
+    assert torch.equal(layer.hard_inds, hard)
+    assert torch.equal(layer.roi_loss, loss)
+    assert (loss[hard].diff() <= 0).all()
+
+
+def test_without_box_regression(bottoms):
+    layer = make_layer("OHEMDataLayer", config(BBOX_REG=False), bottoms[:4], tops=2)
+    rois, labels = layer(bottoms[:4])
+    assert (rois.shape, labels.shape) == ((8, 5), (8,))
+    assert torch.equal(layer.roi_loss, ohem_roi_loss(bottoms[0], bottoms[3]))
+
+
+def test_blobs_with_more_axes(bottoms):
+    flat = make_layer("OHEMDataLayer", config(), bottoms)(bottoms)
+    tall = [b[..., None, None] if b.dim() > 1 else b for b in bottoms]
+    for a, b in zip(flat, make_layer("OHEMDataLayer", config(), tall)(tall), strict=True):
+        assert torch.equal(a.flatten(), b.flatten())
+
+
+def test_fewer_rois_than_a_batch(bottoms):
+    few = [b[:3] for b in bottoms]
+    assert len(make_layer("OHEMDataLayer", config(OHEM_USE_NMS=False), few)(few)[0]) == 3
+
+
+def test_mask_layer(bottoms):
+    layer = make_layer("OHEMMaskLayer", config(), bottoms)
+    tops = layer(bottoms)
+    expected = easy_rois_zeroed(layer.hard_inds, bottoms[3], bottoms[5], bottoms[6])
+    assert all(torch.equal(a, b) for a, b in zip(tops, expected, strict=True))
+    assert (tops[0] >= 0).sum() == len(layer.hard_inds) == 8
+    assert [t.shape for t in layer.infer(bottoms)] == [t.shape for t in tops]
+
+
+@pytest.mark.parametrize(
+    ("kind", "train", "bottoms_used", "tops", "classes", "message"),
+    [
+        ("OHEMDataLayer", {}, 6, 5, CLASSES, "takes 7 bottoms and makes 5 tops"),
+        ("OHEMDataLayer", {}, 7, 2, CLASSES, "takes 7 bottoms and makes 5 tops"),
+        ("OHEMDataLayer", {"BBOX_REG": False}, 7, 5, CLASSES, "takes 4 bottoms and makes 2 tops"),
+        ("OHEMDataLayer", {}, 7, 5, 21, "num_classes is 21, but 'b0' has 4 columns"),
+        ("OHEMDataLayer", {}, 7, 5, "x", "must be of type int"),
+        ("OHEMMaskLayer", {"BBOX_REG": False}, 7, 3, CLASSES, "needs TRAIN.BBOX_REG"),
+    ],
+)
+def test_errors(bottoms, kind, train, bottoms_used, tops, classes, message):
+    with pytest.raises(PortError, match=message) as caught:
+        make_layer(kind, config(**train), bottoms[:bottoms_used], tops, classes)
+    assert caught.value.layer == "mining"

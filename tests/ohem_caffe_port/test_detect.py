@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+
+from ohem_caffe_port.config import Config
+from ohem_caffe_port.detect import detections_by_class, im_detect, image_pyramid, project_rois, unique_rois
+from ohem_caffe_port.errors import PortError
+
+# pools the one cell under each RoI, and scores 3 classes by its first channel
+NET = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 40 dim: 60 } } }
+layer { name: "rois" type: "Input" top: "rois" input_param { shape { dim: 1 dim: 5 } } }
+layer { name: "pool" type: "ROIPooling" bottom: "data" bottom: "rois" top: "pool"
+        roi_pooling_param { pooled_h: 1 pooled_w: 1 spatial_scale: 1 } }
+layer { name: "cls_score" type: "InnerProduct" bottom: "pool" top: "cls_score" inner_product_param { num_output: 3 } }
+layer { name: "bbox_pred" type: "InnerProduct" bottom: "pool" top: "bbox_pred" inner_product_param { num_output: 12 } }
+layer { name: "cls_prob" type: "Softmax" bottom: "cls_score" top: "cls_prob" }
+"""
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+BOXES = np.array([[5, 5, 24, 14], [30, 20, 59, 39], [5, 5, 24, 14], [0, 0, 9, 9]], np.uint16)
+
+
+def config(**test):
+    cfg = Config()
+    cfg.merge({"TEST": {"SCALES": [40], "MAX_SIZE": 100, **test}, "DEDUP_BOXES": 1.0}, source="test")
+    return cfg
+
+
+@pytest.fixture
+def net(build):
+    net = build(NET, "TEST")
+    with torch.no_grad():
+        net.params["cls_score"][0].copy_(torch.tensor([[0.0, 0, 0], [0.02, 0, 0], [0, 0.02, 0]]))
+        net.params["bbox_pred"][1][4:8] = torch.tensor([0.1, -0.2, np.log(2.0), 0])
+    return net
+
+
+def expected_scores(boxes):
+    blob = IMAGE.astype(np.float64) - Config().PIXEL_MEANS
+    best = np.array([blob[y1 : y2 + 1, x1 : x2 + 1].max((0, 1)) for x1, y1, x2, y2 in boxes.astype(int)])
+    return np.stack([np.zeros(len(boxes)), 0.02 * best[:, 0], 0.02 * best[:, 1]], 1)
+
+
+def test_scores_and_boxes(net):
+    scores, boxes = im_detect(net, IMAGE, BOXES, config())
+    logits = expected_scores(BOXES)
+    prob = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(scores, prob, rtol=1e-4)
+    # 20 x 10 pixels, centre (15, 10): moves by (2, -2) and doubles its width
+    np.testing.assert_allclose(boxes[0, 4:8], [17 - 20, 8 - 5, 17 + 20, 8 + 5] * np.array([0, 1, 1, 1]), rtol=1e-5)
+    np.testing.assert_allclose(boxes[1, :4], [30, 20, 59, 39], rtol=1e-6)  # one pixel more, clipped to the image
+    np.testing.assert_allclose(boxes[3, 8:], [0, 0, 10, 10], rtol=1e-6)
+
+
+def test_svm_scores_come_before_the_softmax(net):
+    scores, _ = im_detect(net, IMAGE, BOXES, config(SVM=True))
+    np.testing.assert_allclose(scores, expected_scores(BOXES), rtol=1e-4, atol=1e-5)
+
+
+def test_without_box_regression(net):
+    _, boxes = im_detect(net, IMAGE, BOXES, config(BBOX_REG=False))
+    np.testing.assert_array_equal(boxes, np.tile(BOXES, (1, 3)))
+
+
+@pytest.mark.parametrize("dedup", [1.0, 0.0])
+def test_equal_rois_go_through_the_net_once(net, dedup):
+    cfg = config()
+    cfg.DEDUP_BOXES = dedup
+    scores, boxes = im_detect(net, IMAGE, BOXES, cfg)
+    assert len(net.blobs["rois"]) == (3 if dedup else 4)
+    assert np.array_equal(scores[0], scores[2])
+    assert np.array_equal(boxes[0], boxes[2])
+    assert scores.shape == (4, 3)
+
+
+def test_unique_rois():
+    rois = np.array([[0, 16, 16, 80, 80], [0, 17, 15, 81, 79], [0, 64, 16, 80, 80]], np.float32)
+    index, inverse = unique_rois(rois, 1 / 16)
+    assert inverse[0] == inverse[1]
+    assert len(index) == 2
+    np.testing.assert_array_equal(rois[index][inverse][[0, 2]], rois[[0, 2]])
+
+
+def test_a_pyramid_level_for_each_roi(net):
+    """The level at which a box comes closest to 224 x 224 pixels."""
+    cfg = config(SCALES=[40, 80, 400], MAX_SIZE=1000)
+    blob, scales = image_pyramid(IMAGE, cfg)
+    assert scales.tolist() == [1, 2, 10]
+    assert blob.shape == (3, 3, 400, 600)
+    assert not blob[0, :, 40:].any()
+    rois = project_rois(np.array([[0, 0, 21, 21], [0, 0, 59, 39], [0, 0, 111, 111], [0, 0, 223, 223]]), scales)
+    assert rois.dtype == np.float32
+    assert rois.tolist() == [[2, 0, 0, 210, 210], [1, 0, 0, 118, 78], [1, 0, 0, 222, 222], [0, 0, 0, 223, 223]]
+    assert im_detect(net, IMAGE, BOXES, cfg)[0].shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "test", "message"),
+    [
+        (('top: "cls_prob"', 'top: "prob"'), {}, "blobs bbox_pred, cls_prob"),
+        (('top: "bbox_pred"', 'top: "boxes"'), {}, "blobs bbox_pred, cls_prob"),
+        (('"rois"', '"regions"'), {}, "inputs data and rois"),
+    ],
+)
+def test_a_net_that_is_no_detector(build, change, test, message):
+    with pytest.raises(PortError, match=message):
+        im_detect(build(NET.replace(*change), "TEST"), IMAGE, BOXES, config(**test))
+
+
+def test_svm_needs_no_softmax(build):
+    net = build(NET[: NET.index('layer { name: "cls_prob"')], "TEST")
+    assert im_detect(net, IMAGE, BOXES, config(SVM=True))[0].shape == (4, 3)
+
+
+# ---- from scores to detections
+
+
+def scored(*rows):
+    """Scores and boxes of 3 classes from rows ``(x1, cat, dog)``: boxes of 10 x 10 pixels at ``x1``."""
+    scores = np.array([[1 - cat - dog, cat, dog] for _, cat, dog in rows], np.float32)
+    boxes = np.array([[x, 0, x + 9, 9] * 3 for x, _, _ in rows], np.float32)
+    return scores, boxes
+
+
+def found(by_class):
+    return [[(d[0], round(float(d[4]), 3)) for d in dets] for dets in by_class]
+
+
+def test_nms_works_within_a_class():
+    scores, boxes = scored((0, 0.9, 0.05), (1, 0.8, 0.1), (50, 0.3, 0.6), (0, 0.04, 0.9))
+    by_class = detections_by_class(scores, boxes, config(), thresh=0.05)
+    assert found(by_class) == [[], [(0, 0.9), (50, 0.3)], [(0, 0.9), (50, 0.6)]]
+    assert all(dets.dtype == np.float32 and dets.shape[1] == 5 for dets in by_class)
+
+
+def test_the_threshold_itself_does_not_count():
+    scores, boxes = scored((0, 0.5, 0.25), (50, 0.25, 0.5))
+    assert found(detections_by_class(scores, boxes, config(), thresh=0.25)) == [[], [(0, 0.5)], [(50, 0.5)]]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (0, [[], [(0, 0.75), (50, 0.5), (100, 0.25)], [(100, 0.5), (50, 0.25)]]),
+        (1, [[], [(0, 0.75)], []]),
+        (2, [[], [(0, 0.75), (50, 0.5)], [(100, 0.5)]]),  # the second best ties
+        (4, [[], [(0, 0.75), (50, 0.5), (100, 0.25)], [(100, 0.5), (50, 0.25)]]),
+        (99, [[], [(0, 0.75), (50, 0.5), (100, 0.25)], [(100, 0.5), (50, 0.25)]]),
+    ],
+)
+def test_max_per_image(limit, expected):
+    scores, boxes = scored((0, 0.75, 0.0), (50, 0.5, 0.25), (100, 0.25, 0.5))
+    assert found(detections_by_class(scores, boxes, config(), max_per_image=limit)) == expected
+
+
+def test_nothing_found():
+    assert [d.shape for d in detections_by_class(*scored((0, 0.01, 0.01)), config())] == [(0, 5)] * 3
