@@ -137,11 +137,14 @@ class Trainer:
                 field="max_iter",
             )
         paths = []
-        while self.solver.iter < max_iters:
-            self.solver.step()
-            on_iteration()
-            if self.solver.iter % self.cfg.TRAIN.SNAPSHOT_ITERS == 0 or self.solver.iter >= max_iters:
-                paths.append(self.snapshot())
+        try:
+            while self.solver.iter < max_iters:
+                self.solver.step()
+                on_iteration()
+                if self.solver.iter % self.cfg.TRAIN.SNAPSHOT_ITERS == 0 or self.solver.iter >= max_iters:
+                    paths.append(self.snapshot())
+        finally:
+            self.data_layer.loader.close()
         return paths
 
     def snapshot(self) -> Path:

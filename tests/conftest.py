@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ GOLDEN = Path(__file__).resolve().parent / "data" / "golden"
 def one_thread():
     """pytest-xdist runs as many tests at once as there are cores; threads that wait for each other only cost time."""
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,9 @@ class Differences:
         # gradients of a few 1e-12 beside zero are rounding, not a difference
         relative = largest / max(scale, 1e-6)
         if kind == "losses":
-            relative = float((gap / np.maximum(np.abs(reference), 1e-6)).max())
+            with np.errstate(invalid="ignore"):
+                each = np.where(same, 0, gap / np.maximum(np.abs(reference), 1e-6))
+            relative = float(np.nan_to_num(each, nan=math.inf).max())
         if relative > entry["rel"] or (largest > entry["abs"]):
             entry["at"] = where
         entry["abs"], entry["rel"] = max(entry["abs"], largest), max(entry["rel"], relative)
@@ -262,7 +264,9 @@ def replay_layer(base: Path, entry: dict) -> dict:
     """One case of a layer index: outputs, gradients of bottoms and of parameters."""
     found = Differences(LONG_SUMS if entry.get("long_sums") else None)
     arrays = np.load(f"{base}.npz")
-    net = Net(f"{base}.prototxt", entry.get("phase", "TRAIN"))
+    param = prototxt.read_net(f"{base}.prototxt")
+    param.force_backward |= bool(entry.get("backward"))
+    net = Net(param, entry.get("phase", "TRAIN"))
     groups: dict[str, dict[str, np.ndarray]] = {}
     for key in arrays.files:
         group, _, name = key.partition("/")

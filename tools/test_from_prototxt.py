@@ -97,7 +97,8 @@ def main() -> int:
 
 def print_table(result, imdb, iou: float) -> None:
     rule = "11 points" if imdb.use_07_metric else "area under the curve"
-    table = Table(title=f"average precision on {imdb.name} (IoU > {iou}, {rule})")
+    title = f"average precision on {imdb.name} (IoU > {iou}, {rule})"
+    table = Table(title=title, min_width=len(title))
     table.add_column("class")
     table.add_column("AP", justify="right")
     for name, ap in result.ap.items():

@@ -88,14 +88,29 @@ class MinibatchLoader:
                 generator=torch.Generator(),  # its own: the global one belongs to dropout
                 prefetch_factor=4 if workers else None,
                 collate_fn=_as_is,
-                worker_init_fn=_one_thread if workers else None,
             )
+            if workers:
+                # here, not in the workers: a forked process that touches its parent's OpenCV threads can hang
+                cv2.setNumThreads(1)
             self._batches = iter(loader)
         blobs, error = next(self._batches)
         if error is not None:
             raise error
         self._state = self._states.popleft()
         return blobs
+
+    def close(self) -> None:
+        """Ends the worker processes; the stream goes on from here if another minibatch is asked for."""
+        if getattr(self._batches, "_workers", None):
+            self._batches._shutdown_workers()
+        self._rewind(self._state)
+
+    def _rewind(self, state: dict) -> None:
+        """Forgets what was planned ahead of ``state``."""
+        self._perm, self._cur = state["perm"], state["cur"]
+        self.rng.set_state(state["rng"])
+        self._states.clear()
+        self._batches, self._state = None, state
 
     # ---- position in the stream, for resuming
 
@@ -123,10 +138,9 @@ class MinibatchLoader:
             )
         if sorted(state["perm"].tolist()) != list(range(images)):
             raise ValueError("its order of images is no permutation")
-        self._perm, self._cur = np.asarray(state["perm"]), cur
-        self.rng.set_state(("MT19937", np.asarray(state["rng_keys"]), position, has_gauss, float(state["gauss"])))
-        self._states.clear()
-        self._batches, self._state = None, self._now()
+        self.close()
+        rng = ("MT19937", np.asarray(state["rng_keys"]), position, has_gauss, float(state["gauss"]))
+        self._rewind({"perm": np.asarray(state["perm"]), "cur": cur, "rng": rng})
 
 
 class _Plans(Sampler):
@@ -152,7 +166,3 @@ class _Minibatches(Dataset):
 
 def _as_is(item):
     return item
-
-
-def _one_thread(worker_id: int) -> None:
-    cv2.setNumThreads(1)

@@ -13,7 +13,8 @@ def spatial(layer: Layer, param, name: str, default: int) -> tuple[int, int]:
     ``kernel`` and ``kernel_size`` are the one irregular name. Returns ``(h, w)``.
     """
     both = param.kernel_size if name == "kernel" else getattr(param, name)
-    values = list(both) if hasattr(both, "__len__") else ([both] if both else [])
+    stated = param.HasField("kernel_size" if name == "kernel" else name) if isinstance(both, int) else False
+    values = [both] if stated else [] if isinstance(both, int) else list(both)
     if hasattr(param, f"{name}_h") and (param.HasField(f"{name}_h") or param.HasField(f"{name}_w")):
         if values and name == "kernel":
             raise layer.error("give kernel_size or kernel_h and kernel_w, not both", field="kernel_size")

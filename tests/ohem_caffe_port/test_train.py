@@ -16,16 +16,17 @@ SOLVER = "train_net: 'x' base_lr: 0.002 lr_policy: 'step' gamma: 0.5 stepsize: 4
 
 
 @pytest.fixture
-def make_trainer(detector, shapes_cfg, shapes_imdb, tmp_path, end_workers):
+def make_trainer(detector, shapes_cfg, shapes_imdb, tmp_path, ending):
     """``make_trainer("ohem", dropout=0.5, seed=0, output="run", **train)``: a tiny detector on the small data set."""
 
     def make(method="ohem", dropout=0.0, seed=0, output="run", **train):
-        end_workers()
         torch.manual_seed(seed)
         cfg = shapes_cfg(method, **train)
         net = Net(prototxt.parse_net(detector(method, dropout).train), cfg=cfg)
         solver = Solver(prototxt.parse_solver(SOLVER), net)
-        return Trainer(solver, get_training_roidb(shapes_imdb("train"), cfg), cfg, tmp_path / output)
+        trainer = Trainer(solver, get_training_roidb(shapes_imdb("train"), cfg), cfg, tmp_path / output)
+        ending.append(trainer.data_layer.loader)
+        return trainer
 
     return make
 
@@ -149,11 +150,13 @@ def test_resuming_goes_on_bit_for_bit(make_trainer, kind):
 
 
 def test_prefetching_changes_nothing(make_trainer):
-    plain, ahead = make_trainer(dropout=0.5), make_trainer(dropout=0.5, USE_PREFETCH=True, PREFETCH_WORKERS=2)
-    for trainer in (plain, ahead):
+    states = []
+    for prefetch in ({}, {"USE_PREFETCH": True, "PREFETCH_WORKERS": 2}):
+        trainer = make_trainer(dropout=0.5, **prefetch)
         trainer.solver.step(4)
-    for name, blob in state_of(plain).items():
-        assert torch.equal(blob, state_of(ahead)[name]), name
+        states.append(state_of(trainer))
+    for name, blob in states[0].items():
+        assert torch.equal(blob, states[1][name]), name
 
 
 @pytest.mark.parametrize(("infix", "name"), [("", "tiny_iter_{}"), ("x", "tiny_x_iter_{}")])

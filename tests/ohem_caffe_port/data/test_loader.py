@@ -1,3 +1,9 @@
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +13,14 @@ from ohem_caffe_port.errors import PortError
 
 
 @pytest.fixture
-def make_loader(shapes_cfg, shapes_roidb, end_workers):
+def make_loader(shapes_cfg, shapes_roidb, ending):
     """``make_loader(workers=0, method="ohem", **train)``: a loader over the 16 images of the small data set."""
 
     def make(workers=0, method="ohem", **train):
-        end_workers()
         prefetch = {"USE_PREFETCH": True, "PREFETCH_WORKERS": workers} if workers else {}
         cfg = shapes_cfg(method, **prefetch, **train)
-        return MinibatchLoader(shapes_roidb(cfg), 7, cfg, np.random.RandomState(cfg.RNG_SEED))
+        ending.append(MinibatchLoader(shapes_roidb(cfg), 7, cfg, np.random.RandomState(cfg.RNG_SEED)))
+        return ending[-1]
 
     return make
 
@@ -78,12 +84,49 @@ def test_torchs_generator_is_left_alone(make_loader, workers):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_loader_that_is_dropped_ends_its_workers(make_loader):
+USED_OPENCV_BEFORE = """
+import sys
+
+import cv2
+import numpy as np
+
+from ohem_caffe_port.config import Config
+from ohem_caffe_port.data.loader import MinibatchLoader
+
+cv2.setNumThreads(4)
+for _ in range(20):
+    cv2.GaussianBlur(np.zeros((800, 800, 3), np.float32), (0, 0), 3)
+    cv2.imwrite(sys.argv[1], np.zeros((300, 400, 3), np.uint8))
+    cv2.resize(cv2.imread(sys.argv[1]).astype(np.float32), None, fx=2, fy=2)
+cfg = Config()
+cfg.merge({"TRAIN": {"USE_PREFETCH": True, "PREFETCH_WORKERS": 2, "ASPECT_GROUPING": False,
+                     "BBOX_REG": False}}, source="")
+entry = {"image": sys.argv[1], "flipped": False, "width": 400, "height": 300, "max_classes": np.array([1]),
+         "max_overlaps": np.array([0.9]), "boxes": np.array([[0, 0, 9, 9]])}
+loader = MinibatchLoader([entry] * 6, 2, cfg, np.random.RandomState(3))
+print(*(loader.next_minibatch()["data"].shape for _ in range(8)))
+"""
+
+
+def test_workers_start_where_opencv_has_been_used(tmp_path):
+    """OpenCV's threads do not survive a fork: a worker that waits for them waits for ever."""
+    command = [sys.executable, "-c", USED_OPENCV_BEFORE, str(tmp_path / "a.png")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.communicate(timeout=60)[0].count("(2, 3, 600, 800)") == 8
+    except subprocess.TimeoutExpired:
+        pytest.fail("the workers of a loader hang")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_close_ends_the_workers(make_loader):
     loader = make_loader(2)
     take(loader, 1)
     workers = list(loader._batches._workers)
     assert all(worker.is_alive() for worker in workers)
-    del loader
+    loader.close()
     assert not any(worker.is_alive() for worker in workers)
 
 
