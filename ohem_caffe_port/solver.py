@@ -30,8 +30,9 @@ NEUTRAL = {"snapshot", "snapshot_after_train", "snapshot_diff", "snapshot_format
            "test_interval"}  # fmt: skip
 
 
-def find_net(path: str, solver_path) -> Path:
-    """A net that a solver names: relative to the working directory, the solver's folder, or one of its parents.
+def find_net(path: str, solver_path, what: str = "net") -> Path:
+    """A net (or ``what``) that a solver names: relative to the working directory, the solver's folder, or one of its
+    parents.
 
     The original's solvers say ``models/pascal_voc/...``, seen from the top of that repository.
 
@@ -47,7 +48,8 @@ def find_net(path: str, solver_path) -> Path:
         if place.is_file():
             return place
     shown = [str(p) for p in dict.fromkeys(places)]
-    raise PortError(f"the solver's net '{path}' is not there", file=solver_path, hint="looked at " + ", ".join(shown))
+    hint = "looked at " + ", ".join(shown)
+    raise PortError(f"the solver's {what} '{path}' is not there", file=solver_path, hint=hint)
 
 
 class Solver:
@@ -94,7 +96,7 @@ class Solver:
         self.history = [[torch.zeros_like(b) for _ in range(slots)] for b in blobs]
         for path in self.param.weights:
             for part in path.split(","):
-                copy_from(self.net, find_net(part.strip(), self.source))
+                copy_from(self.net, find_net(part.strip(), self.source, "weights file"))
 
     # ---- set-up
 

@@ -37,9 +37,7 @@ Every field that a layer's own message may have falls in one of three groups:
   One that is set gives a note;
 - **refused**: an error that names the file, the line, the layer and the field. Most of these belong to forks of Caffe.
 
-Two of the honoured fields choose nothing here either: products always have the stable gradient
-(`stable_prod_grad`), and there is no other solver to share a layer with (`share_in_parallel`). Of a filler, all of
-BVLC Caffe's fields count; the `scale` of a fork is not read.
+Of a filler, all of BVLC Caffe's fields are honoured; the `scale` of a fork is refused.
 
 A message that belongs to another type of layer (`pooling_param` in a `ReLU`) is skipped with a note, as Caffe skips
 it without one. All types read `name`, `type`, `bottom`, `top`, `phase`, `loss_weight`, `param`, `propagate_down`,

@@ -47,13 +47,15 @@ def is_cut_off(encoded: bytes) -> bool:
 
     Some decoders fill what is missing with grey and go on, so nobody would notice.
     """
-    at = 2 if encoded[:2] == b"\xff\xd8" else len(encoded)
+    if encoded[:2] != b"\xff\xd8":
+        return False
+    at = 2
     while encoded[at : at + 1] == b"\xff":
         if encoded[at + 1 : at + 2] == b"\xda":  # the first scan: from here on the end marker cannot be mistaken
             return encoded.find(b"\xff\xd9", at) < 0
         fill = encoded[at + 1 : at + 2] == b"\xff"
         at += 1 if fill else 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-    return False
+    return at >= len(encoded)  # in the header already; else something that is no JPEG follows
 
 
 def _may_be_cut_off(file) -> bool:

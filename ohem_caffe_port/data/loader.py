@@ -128,7 +128,7 @@ class MinibatchLoader:
 
         Raises:
             PortError: the state is of a data set of another size.
-        ValueError: it is not such a state.
+            ValueError: it is not such a state.
         """
         position, has_gauss, cur, images = (int(v) for v in state["numbers"])
         if images != len(self.roidb):

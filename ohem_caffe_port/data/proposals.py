@@ -52,7 +52,7 @@ def find_proposals(proposals, name: str, data_dir) -> Path | None:
     raise PortError(
         f"no proposals for '{name}'; looked for " + ", ".join(map(str, places)),
         field="proposals",
-        hint="Put the file at one of these places, name it, or make one with build_proposals.",
+        hint="Put the file at one of these places, name it, or make one with tools/make_proposals.py.",
     )
 
 

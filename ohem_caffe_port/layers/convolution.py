@@ -52,10 +52,10 @@ class Convolution(Layer):
         self.pad = spatial(self, p, "pad", 0)
         self.dilation = spatial(self, p, "dilation", 1)
         channels = bottoms[0].shape[1]
-        if min(*self.kernel, *self.stride, p.num_output, p.group) < 1:
+        if min(*self.kernel, *self.stride, *self.dilation, p.num_output, p.group) < 1:
             raise self.error(
-                f"kernel {self.kernel}, stride {self.stride}, num_output {p.num_output} and group {p.group} must be "
-                "positive",
+                f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}, num_output {p.num_output} and "
+                f"group {p.group} must be positive",
                 field="convolution_param",
             )
         if channels % p.group or p.num_output % p.group:
