@@ -159,19 +159,22 @@ class Solver:
         Raises:
             PortError: the policy's formula gives none, such as a power of a negative number.
         """
-        if self.param.lr_policy == "multistep":
-            steps = self.param.stepvalue
-            if self.current_step < len(steps) and self.iter >= steps[self.current_step]:
-                self.current_step += 1
-        elif self.param.lr_policy == "step":
-            self.current_step = self.iter // self.param.stepsize
         try:
-            rate = _POLICIES[self.param.lr_policy](self.param, self.iter, self.current_step)
+            rate = _POLICIES[self.param.lr_policy](self.param, self.iter, self._next_step())
         except (ArithmeticError, ValueError):
             rate = math.nan
         if not math.isfinite(rate):
             raise self._error(f"'{self.param.lr_policy}' gives no learning rate in iteration {self.iter}", "lr_policy")
         return rate
+
+    def _next_step(self) -> int:
+        """The policy's step in the iteration that comes next; multistep goes up by one in an iteration at most."""
+        p, step = self.param, self.current_step
+        if p.lr_policy == "step":
+            return self.iter // p.stepsize
+        if p.lr_policy == "multistep" and step < len(p.stepvalue) and self.iter >= p.stepvalue[step]:
+            return step + 1
+        return step
 
     @property
     def smoothed_loss(self) -> float:
@@ -209,7 +212,7 @@ class Solver:
     @torch.no_grad()
     def apply_update(self) -> None:
         """Updates the parameters from their accumulated gradients (``SGDSolver::ApplyUpdate``)."""
-        rate = self.lr
+        rate, self.current_step = self.lr, self._next_step()
         trained = [(p, h) for p, h in zip(self.net.learnable_params, self.history, strict=True) if p.lr_mult]
         for p, _ in trained:
             if p.blob.grad is None:  # no loss reaches it; Caffe decays it all the same
