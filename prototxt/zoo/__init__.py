@@ -1,0 +1,1 @@
+"""Networks this project ships; :mod:`prototxt.zoo.generate` writes their files."""
