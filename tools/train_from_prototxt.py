@@ -1,4 +1,4 @@
-"""Train a detector from its Caffe solver and net.
+r"""Train a detector from its Caffe solver and net.
 
     python tools/train_from_prototxt.py solver.prototxt
     python tools/train_from_prototxt.py models/pascal_voc/VGG16/fast_rcnn_ohem/solver.prototxt \

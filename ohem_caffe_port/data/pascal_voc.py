@@ -179,7 +179,7 @@ def find_devkit(year, data_dir, devkit=None) -> Path:
             return place
     raise PortError(
         f"no VOC {year} devkit found; looked for " + ", ".join(str(place / f"VOC{year}") for place in places),
-        hint="Unpack (or link) the VOCdevkit folder at one of these places, or name it with the devkit option.",
+        hint="Unpack (or link) the VOCdevkit folder at one of these places, or name it with --devkit.",
     )
 
 
