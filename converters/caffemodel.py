@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from prototxt.files import replacing
+
 from .blob import decode_blob, encode_blob
 from .errors import WeightsError
-from .files import map_file, replacing
+from .files import map_file
 from .wire import LEN, VARINT, expect, fields, len_field, text, varint_field
 
 # V1LayerParameter.LayerType by number, in the spelling of the current `type`.

@@ -1,22 +1,23 @@
-"""Opening weight files for reading without a copy, and replacing files whole when writing."""
+"""Opening weight files for reading without a copy."""
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
-from prototxt.errors import CaffePortError, nearest
+from prototxt.errors import nearest
 
 from .errors import WeightsError
 
 _NO_PICKLE = "Pickles are never opened: they can run code. Give the Caffe file."
 # First bytes -> (what the file is, what to do about it). None of them can begin a Caffe message.
 _OTHER_FORMATS = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "HDF5 files are read by converters.hdf5, not here."),
+    (
+        b"\x89HDF\r\n\x1a\n",
+        "an HDF5 file",
+        "HDF5 cannot be read yet; give the binary .caffemodel or .solverstate.",
+    ),
     (b"PK\x03\x04", "a zip archive (or a PyTorch or .npz file)", "Unpack it, or give the Caffe file it was made from."),
     (b"\x1f\x8b", "gzip-compressed", "Decompress it first, for instance with gunzip."),
     *((bytes([0x80, n]), "a Python pickle", _NO_PICKLE) for n in (2, 3, 4, 5)),
@@ -63,26 +64,3 @@ def _refuse_other_formats(head: bytes, path: Path, kind: str) -> None:
     if all(byte >= 32 or byte in _TEXT_CONTROLS for byte in head):
         hint = "Were the prototxt and the weights given in the wrong order?"
         raise WeightsError(f"is a text file (a prototxt?); {kind} is needed", file=path, hint=hint)
-
-
-@contextmanager
-def replacing(path: str | os.PathLike, mode: str = "wb", **options) -> Iterator[IO]:
-    """Open a temporary file beside ``path``; when the block ends well it takes the place of ``path`` at once.
-
-    An error inside the block leaves ``path`` as it was and removes the temporary file. ``options`` go to ``open``.
-
-    Raises :class:`CaffePortError` when the folder is missing or not writable, or the disk is full.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open(mode, **options) as file:
-            yield file
-        temporary.replace(path)
-    except OSError as err:
-        temporary.unlink(missing_ok=True)
-        hint = None if path.parent.is_dir() else f"Create the folder {path.parent} first."
-        raise CaffePortError(f"cannot be written: {err.strerror or err}", file=path, hint=hint) from err
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

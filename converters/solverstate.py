@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from prototxt.files import replacing
+
 from .blob import decode_blob, encode_blob
 from .errors import WeightsError
-from .files import map_file, replacing
+from .files import map_file
 from .wire import LEN, VARINT, expect, fields, len_field, signed, text, varint_field
 
 

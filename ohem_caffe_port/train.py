@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from converters import write_caffemodel
-from converters.files import replacing
+from prototxt.files import replacing
 
 from .config import Config
 from .data.roidb import add_bbox_regression_targets, filter_roidb

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from google.protobuf import text_format
 
-from prototxt.errors import PrototxtError
+from prototxt.files import replacing
 
 
 def to_text(message) -> str:
@@ -16,12 +13,6 @@ def to_text(message) -> str:
 
 
 def write_text(message, path) -> None:
-    """Write :func:`to_text` to ``path``; the file is replaced only once it is complete. Raises PrototxtError."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(to_text(message), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise PrototxtError(f"cannot be written: {error.strerror}", file=str(path)) from None
+    """Write :func:`to_text` to ``path``; the file is replaced only once it is complete. Raises CaffePortError."""
+    with replacing(path, "w", encoding="utf-8") as file:
+        file.write(to_text(message))

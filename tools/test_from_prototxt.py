@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from converters.files import replacing
 from ohem_caffe_port.draw import draw_detections
 from ohem_caffe_port.errors import PortError
 from ohem_caffe_port.evaluate import save_detections, write_comp4
 from ohem_caffe_port.net import Net
 from ohem_caffe_port.testing import evaluate_results, test_net
 from ohem_caffe_port.weights import copy_from
+from prototxt.files import replacing
 
 DEFAULT_IMDB = "voc_2007_test"  # test_net.py's own
 

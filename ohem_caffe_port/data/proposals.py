@@ -16,7 +16,6 @@ An .npz may hold more images than are asked for, in any order.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import zipfile
 import zlib
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +25,8 @@ import cv2
 import numpy as np
 import scipy.io
 from tqdm import tqdm
+
+from prototxt.files import replacing
 
 from ..errors import PortError
 from .grouping import colour_edge_proposals
@@ -187,13 +188,8 @@ def save_npz(path, image_index, box_list) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     offsets = np.concatenate(([0], np.cumsum([len(boxes) for boxes in box_list], dtype=np.int64)))
     boxes = np.concatenate([np.asarray(b).reshape(-1, 4) for b in box_list]) if len(box_list) else np.zeros((0, 4))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, images=np.array(list(image_index), dtype=str), boxes=boxes, offsets=offsets)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        np.savez_compressed(file, images=np.array(list(image_index), dtype=str), boxes=boxes, offsets=offsets)
 
 
 def _selective_search(image_bgr: np.ndarray, max_boxes: int) -> np.ndarray:

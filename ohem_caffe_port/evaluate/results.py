@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.files import replacing
+from prototxt.files import replacing
 
 from ..errors import PortError
 from .voc import BACKGROUND

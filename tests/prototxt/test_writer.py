@@ -2,7 +2,7 @@
 
 import pytest
 
-from prototxt import PrototxtError, parse_net, parse_solver, read_net, to_text, write_text
+from prototxt import CaffePortError, parse_net, parse_solver, read_net, to_text, write_text
 
 
 def test_floats_are_short():
@@ -37,9 +37,9 @@ def test_write_replaces(tmp_path):
 
 def test_write_errors(tmp_path):
     net = parse_net('name: "n"')
-    with pytest.raises(PrototxtError, match="cannot be written"):
+    with pytest.raises(CaffePortError, match="cannot be written"):
         write_text(net, tmp_path / "nowhere" / "net.prototxt")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(PrototxtError, match="cannot be written"):
+    with pytest.raises(CaffePortError, match="cannot be written"):
         write_text(net, tmp_path / "folder")
     assert [item.name for item in tmp_path.iterdir()] == ["folder"]

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,6 +44,25 @@ def _detector(classes=7, method="ohem") -> tuple[str, str]:
     return zoo.train_net("tiny", method, **settings), zoo.test_net("tiny", **settings)
 
 
+@dataclass
+class Run:
+    """What a tool left: its exit code, what it printed, and the files that are new."""
+
+    code: int
+    out: str
+    err: str
+    new: set
+
+    def ended_in_one_message(self, words) -> None:
+        """Exit code 2, one message of at most two lines with all ``words`` in it, and no file written."""
+        message = self.err[self.err.index("error: ") :]
+        assert self.code == 2
+        for word in words:
+            assert word in message
+        assert len(message.splitlines()) <= 2
+        assert self.new == set()
+
+
 class Workspace:
     """A folder with ``data/shapes`` (8 and 4 images), ``model/*`` and ``snapshots/tiny_iter_2.*``; commands run in it.
 
@@ -66,7 +86,7 @@ class Workspace:
         with pytest.raises(SystemExit) as caught:
             self.tools.cli.run(tool.main)
         out, err = self.capsys.readouterr()
-        return SimpleNamespace(code=caught.value.code, out=out, err=err, new=self.files() - before)
+        return Run(caught.value.code, out, err, self.files() - before)
 
     def files(self) -> set[str]:
         return {p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()}

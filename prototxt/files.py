@@ -1,0 +1,34 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from .errors import CaffePortError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, mode: str = "wb", **options) -> Iterator[IO]:
+    """Open a temporary file beside ``path``; when the block ends well it takes the place of ``path`` at once.
+
+    An error inside the block leaves ``path`` as it was and removes the temporary file. ``options`` go to ``open``.
+
+    Raises :class:`CaffePortError` when the folder is missing or not writable, or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open(mode, **options) as file:
+            yield file
+        temporary.replace(path)
+    except OSError as err:
+        temporary.unlink(missing_ok=True)
+        hint = None if path.parent.is_dir() else f"Create the folder {path.parent} first."
+        raise CaffePortError(f"cannot be written: {err.strerror or err}", file=path, hint=hint) from err
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
