@@ -149,7 +149,8 @@ def replay_training(folder: Path) -> dict:
         return {top: inputs[f"{top}_{k}"] for top in net_param.layer[0].top}
 
     register_stub(data_layer.module, data_layer.layer, minibatch)
-    cfg = config_of(json.loads((folder / "cfg.json").read_text()))
+    options = folder / "cfg.json"
+    cfg = config_of(json.loads(options.read_text())) if options.exists() else Config()
 
     def fresh() -> Solver:
         solver = Solver(folder / "solver.prototxt", Net(folder / "train.prototxt", cfg=cfg))
@@ -505,6 +506,8 @@ def main() -> int:
             result = replay(folder)
         except CaffePortError as error:
             result = {"ok": False, "error": str(error)}
+        except (KeyError, OSError) as error:
+            result = {"ok": False, "error": f"the folder lacks what its form needs: {error}"}
         print(json.dumps({"folder": os.fspath(folder), **result}, indent=1, default=float))
         status |= not result["ok"]
     return status
