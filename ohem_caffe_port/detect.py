@@ -33,6 +33,9 @@ def project_rois(boxes: np.ndarray, scales: np.ndarray) -> np.ndarray:
 def unique_rois(rois: np.ndarray, dedup_boxes: float) -> tuple[np.ndarray, np.ndarray]:
     """Rois that fall on the same cells need the net only once.
 
+    As in the original the level is scaled with the coordinates, so with several ``TEST.SCALES`` rois of different
+    levels count as the same one when their coordinates agree; ``DEDUP_BOXES: 0`` avoids that.
+
     Returns:
         ``index`` of the rois to keep and ``inverse``: ``rois[index][inverse]`` stands for ``rois``.
     """
@@ -45,8 +48,11 @@ def detector_classes(net: Net, cfg: Config) -> int:
     """How many classes a test net scores, background included.
 
     Raises:
-        PortError: the net has other inputs or outputs than :func:`im_detect` needs.
+        PortError: the net has other inputs or outputs than :func:`im_detect` needs, or the configuration asks for
+            what it does not do.
     """
+    if cfg.TEST.HAS_RPN:
+        raise PortError("TEST.HAS_RPN is not supported: boxes come from proposals", field="TEST.HAS_RPN")
     scores = "cls_score" if cfg.TEST.SVM else "cls_prob"
     wanted = {scores} | ({"bbox_pred"} if cfg.TEST.BBOX_REG else set())
     columns = {value.name: math.prod(shape[1:]) for value, shape in zip(net.values, net.shapes, strict=True)}

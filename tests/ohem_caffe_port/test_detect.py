@@ -112,6 +112,11 @@ def test_svm_needs_no_softmax(build):
     assert im_detect(net, IMAGE, BOXES, config(SVM=True))[0].shape == (4, 3)
 
 
+def test_proposals_are_needed(net):
+    with pytest.raises(PortError, match="TEST.HAS_RPN"):
+        im_detect(net, IMAGE, BOXES, config(HAS_RPN=True))
+
+
 # ---- from scores to detections
 
 
