@@ -23,7 +23,10 @@ setup(
         "safetensors>=0.4.5",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"],
+        "hdf5": ["h5py>=3.10"],  # .caffemodel.h5, HDF5Data, HDF5Output
+        "lmdb": ["lmdb>=1.4"],  # Data and AnnotatedData layers
+        "leveldb": ["plyvel>=1.5"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6", "h5py>=3.10", "lmdb>=1.4"],
         "selective-search": ["opencv-contrib-python>=4.8"],
     },
 )

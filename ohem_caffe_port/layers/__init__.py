@@ -1,8 +1,13 @@
-"""Caffe's layers, a family to a file; importing this package fills the registry :data:`LAYERS`."""
+"""Caffe's layers, a family to a file; importing this package imports every file and so fills :data:`LAYERS`."""
 
-from . import convolution, data, inner_product, loss, neuron, normalization, pooling, python, roi, shape
+import importlib
+import pkgutil
+
 from .base import LAYERS, Context, Layer, create_layer, register
 from .python import PYTHON_LAYERS, PythonLayer, register_python
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "LAYERS",
@@ -14,4 +19,3 @@ __all__ = [
     "register",
     "register_python",
 ]
-_FAMILIES = (convolution, data, inner_product, loss, neuron, normalization, pooling, python, roi, shape)

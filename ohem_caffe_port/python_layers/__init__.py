@@ -1,5 +1,7 @@
-"""The Python layers of known projects, one file each; importing this package registers them."""
+"""The Python layers of known projects, one file each; importing this package imports and so registers them all."""
 
-from . import ohem, roi_data
+import importlib
+import pkgutil
 
-__all__ = ["ohem", "roi_data"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,112 @@
+"""Differences and their tolerances, and what several forms need."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from ohem_caffe_port.config import Config
+from ohem_caffe_port.layers import PYTHON_LAYERS, PythonLayer, register_python
+
+TOLERANCES = {
+    "losses": {"rel": 2e-6},
+    "indices": {"abs": 0},
+    "rois": {"abs": 0},
+    "roi_loss": {"rel": 1e-5},
+    "weights": {"abs": 5e-7},
+    "outputs": {"rel": 1e-5},
+    "gradients": {"rel": 1e-5},
+    "history": {"rel": 1e-5},
+    "rate": {"rel": 1e-6},
+    "inputs": {"abs": 1e-4},
+    "detections": {"rel": 1e-5},
+}  # fmt: skip
+# Sums over thousands of terms, in an order of their own in every implementation of a matrix product.
+LONG_SUMS = {"gradients": {"rel": 1e-4}}
+
+
+class Differences:
+    """The largest absolute and relative difference of each kind, and where they were found."""
+
+    def __init__(self, tolerances=None):
+        self.found: dict[str, dict] = {}
+        self.tolerances = TOLERANCES | (tolerances or {})
+        self.notes: dict[str, object] = {}
+
+    def add(self, kind: str, ours, reference, where: str) -> None:
+        ours, reference = np.asarray(ours), np.asarray(reference)
+        entry = self.found.setdefault(kind, {"abs": 0.0, "rel": 0.0, "compared": 0})
+        entry["compared"] += 1
+        if ours.shape != reference.shape and ours.size == reference.size:
+            ours = ours.reshape(reference.shape)
+        if ours.shape != reference.shape:
+            entry.update(abs=math.inf, rel=math.inf, at=f"{where}: shape {ours.shape}, Caffe's {reference.shape}")
+            return
+        if not reference.size:
+            return
+        ours, reference = ours.astype(np.float64), reference.astype(np.float64)
+        same = (ours == reference) | (np.isnan(ours) & np.isnan(reference))
+        with np.errstate(invalid="ignore", over="ignore"):
+            gap = np.where(same, 0, np.abs(ours - reference))
+        gap = np.where(np.isnan(gap), math.inf, gap)
+        largest = float(gap.max())
+        scale = float(np.nanmax(np.abs(np.where(np.isfinite(reference), reference, 0))))
+        # gradients of a few 1e-12 beside zero are rounding, not a difference
+        relative = largest / max(scale, 1e-6)
+        if kind == "losses":
+            with np.errstate(invalid="ignore"):
+                each = np.where(same, 0, gap / np.maximum(np.abs(reference), 1e-6))
+            relative = float(np.nan_to_num(each, nan=math.inf).max())
+        if relative > entry["rel"] or (largest > entry["abs"]):
+            entry["at"] = where
+        entry["abs"], entry["rel"] = max(entry["abs"], largest), max(entry["rel"], relative)
+
+    def report(self) -> dict:
+        result = {}
+        for kind, entry in self.found.items():
+            limits = self.tolerances.get(kind, {})
+            entry["tolerance"] = limits
+            entry["ok"] = all(entry[measure] <= limit for measure, limit in limits.items())
+            result[kind] = entry
+        return {"ok": bool(result) and all(e["ok"] for e in result.values()), "differences": result, **self.notes}
+
+
+def register_stub(module: str, layer: str, make) -> None:
+    """Makes ``make(step) -> {top: array}`` the Python layer ``module.layer``, for data that a file replays."""
+    PYTHON_LAYERS.pop((module, layer), None)
+
+    @register_python(module, layer)
+    class Replayed(PythonLayer):
+        def setup(self, bottoms):
+            self.step = 0
+
+        def infer(self, bottoms):
+            return [torch.empty(np.shape(make(0)[top]), device="meta") for top in self.param.top]
+
+        def forward(self, bottoms):
+            blobs = make(self.step)
+            self.step += 1
+            return [torch.from_numpy(np.array(blobs[top], dtype=np.float32)) for top in self.param.top]
+
+
+def config_of(options: dict) -> Config:
+    cfg = Config()
+    known = {
+        g: {k: v for k, v in options[g].items() if hasattr(getattr(cfg, g), k)}
+        for g in ("TRAIN", "TEST")
+        if g in options
+    }
+    cfg.merge(known, source="info.json")
+    return cfg
+
+
+def flat(tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def compare_weights(found, net, golden, prefix, kind="weights") -> None:
+    for key in (k for k in golden.files if k.startswith(prefix)):
+        layer, j = key[len(prefix) :].rsplit("/", 1)
+        found.add(kind, flat(net.params[layer][int(j)]), golden[key], key)

@@ -1,0 +1,93 @@
+"""Single layers and small nets of an index: outputs, gradients of bottoms and of parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import prototxt
+from ohem_caffe_port.layers import LAYERS
+from ohem_caffe_port.net import Net
+from prototxt import CaffePortError
+
+from .common import LONG_SUMS, Differences, flat
+
+
+def replay_layer(base: Path, entry: dict) -> dict:
+    """One case of a layer index: outputs, gradients of bottoms and of parameters."""
+    found = Differences(LONG_SUMS if entry.get("long_sums") else None)
+    arrays = np.load(f"{base}.npz")
+    param = prototxt.read_net(f"{base}.prototxt")
+    param.force_backward |= bool(entry.get("backward"))
+    net = Net(param, entry.get("phase", "TRAIN"))
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for key in arrays.files:
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = arrays[key]
+    with torch.no_grad():
+        for name, value in groups.get("param", {}).items():
+            layer, j = name.rsplit("/", 1)
+            net.params[layer][int(j)].copy_(torch.from_numpy(value.reshape(net.params[layer][int(j)].shape)))
+    inputs = {name: torch.tensor(groups["in"][name]).requires_grad_() for name in net.inputs}
+    original = net._as_blob
+    net._as_blob = lambda value: value  # the very tensors, to read their gradients
+    net(**inputs)
+    net._as_blob = original
+    for name, value in groups["out"].items():
+        found.add("outputs", flat(net.blobs[name]), value, f"out/{name}")
+    shapes_agree = all(net.blobs[n].numel() == value.size for n, value in groups["out"].items())
+    if entry.get("backward") and "din" in groups and shapes_agree:
+        terms = []
+        for name, dout in groups.get("dout", {}).items():
+            blob = net.blobs[name]
+            if blob.requires_grad and name not in net.losses:
+                terms.append((blob * torch.from_numpy(dout.reshape(blob.shape))).sum())
+        total = sum(terms, net.loss)
+        if total.requires_grad:
+            total.backward()
+        wanted = entry.get("grad_inputs")
+        for name, value in groups["din"].items():
+            if wanted is None or name in wanted:
+                grad = inputs[name].grad
+                found.add("gradients", np.zeros_like(value) if grad is None else flat(grad), value, f"din/{name}")
+        for name, value in groups.get("dparam", {}).items():
+            layer, j = name.rsplit("/", 1)
+            grad = net.params[layer][int(j)].grad
+            found.add("gradients", np.zeros_like(value) if grad is None else flat(grad), value, f"dparam/{name}")
+    return found.report()
+
+
+def layer_types(base: Path) -> set[str]:
+    return {layer.type for layer in prototxt.read_net(f"{base}.prototxt").layer}
+
+
+def replay_layers(folder: Path) -> dict:
+    index = json.loads((folder / "index.json").read_text())
+    cases, missing = {}, {}
+    for name, entry in index.items():
+        base = folder / entry["file"]
+        unknown = layer_types(base) - set(LAYERS)
+        if unknown:
+            missing[name] = sorted(unknown)
+            continue
+        try:
+            cases[name] = replay_layer(base, entry)
+        except CaffePortError as error:
+            cases[name] = {"ok": False, "error": str(error), "differences": {}}
+    worst: dict[str, dict] = {}
+    for name, case in cases.items():
+        for kind, entry in case["differences"].items():
+            if kind not in worst or entry["rel"] > worst[kind]["rel"]:
+                worst[kind] = {"abs": entry["abs"], "rel": entry["rel"], "at": name}
+    failed = {name: case for name, case in cases.items() if not case["ok"]}
+    return {
+        "ok": not failed and not missing,
+        "differences": worst,
+        "cases": len(index),
+        "replayed": len(cases),
+        "failed": failed,
+        "unknown_layers": missing,
+    }
