@@ -22,6 +22,7 @@ from prototxt.files import replacing
 from .blob import decode_blob, encode_blob
 from .errors import WeightsError
 from .files import map_file
+from .hdf5 import is_hdf5, read_hdf5_model, write_hdf5_model
 from .wire import LEN, VARINT, expect, fields, len_field, text, varint_field
 
 # V1LayerParameter.LayerType by number, in the spelling of the current `type`.
@@ -40,32 +41,40 @@ _PHASES = {"TRAIN": 0, "TEST": 1}
 
 @dataclass
 class LayerWeights:
-    """What a caffemodel says of one layer. ``blobs`` are float32 arrays (float64 where the file has doubles)."""
+    """What a caffemodel says of one layer. ``blobs`` are float32 arrays (float64 where the file has doubles); None
+    stands for one that an HDF5 file keeps under the layer that it is shared with."""
 
     name: str
     type: str
     bottoms: list[str] = field(default_factory=list)
     tops: list[str] = field(default_factory=list)
-    blobs: list[np.ndarray] = field(default_factory=list)
+    blobs: list[np.ndarray | None] = field(default_factory=list)
 
 
 @dataclass
 class CaffeModel:
-    """A net's name and its layers in the file's order, layers without weights (data, Split, losses) included."""
+    """A net's name and its layers in the file's order, layers without weights (data, Split, losses) included.
+
+    ``shared_once``: a tensor of several layers stands under one of them only, as in HDF5 files.
+    """
 
     name: str = ""
     layers: list[LayerWeights] = field(default_factory=list)
+    shared_once: bool = False
 
 
 def read_caffemodel(path: str | os.PathLike) -> CaffeModel:
-    """Read a binary ``.caffemodel`` of the current, V1 or V0 form.
+    """Read a ``.caffemodel``: binary of the current, V1 or V0 form, or HDF5 (``.caffemodel.h5``).
 
     The blobs are read-only views on the memory-mapped file, in the shape that is stored (legacy shapes as four
     numbers); see :func:`converters.blob.decode_blob`. V1 and V0 types come in their current spelling, unknown ones as
-    ``V1:<number>`` and ``V0:<name>``.
+    ``V1:<number>`` and ``V0:<name>``. HDF5 files know no types, and their blobs are arrays in memory.
 
     Raises :class:`WeightsError` for a file that is missing, cut short, damaged or of another format.
     """
+    if is_hdf5(path):
+        layers = [LayerWeights(name, "", blobs=blobs) for name, blobs in read_hdf5_model(path)]
+        return CaffeModel(layers=layers, shared_once=True)
     data = map_file(path, "a .caffemodel")
     try:
         return _decode_net(data)
@@ -75,7 +84,8 @@ def read_caffemodel(path: str | os.PathLike) -> CaffeModel:
 
 
 def write_caffemodel(path: str | os.PathLike, model: CaffeModel, *, phase: str | None = None) -> None:
-    """Write a ``.caffemodel`` of the current form, as Caffe's ``Net::ToProto`` does.
+    """Write a ``.caffemodel`` of the current form, as Caffe's ``Net::ToProto`` does, or HDF5 when ``path`` ends in
+    ``.h5``.
 
     Blobs may be any array-likes; they are written as float32 (float64 arrays as ``double_data``), a layer at a time.
     ``phase`` ("TRAIN" or "TEST") is noted in every layer when given, as Caffe does; loading ignores it. The file
@@ -83,6 +93,9 @@ def write_caffemodel(path: str | os.PathLike, model: CaffeModel, *, phase: str |
 
     Raises :class:`CaffePortError` when the file cannot be written.
     """
+    if str(path).endswith(".h5"):
+        write_hdf5_model(path, [(layer.name, layer.blobs) for layer in model.layers])
+        return
     with replacing(path) as file:
         file.writelines(len_field(1, model.name.encode()))
         for layer in model.layers:

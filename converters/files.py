@@ -11,12 +11,13 @@ from prototxt.errors import nearest
 from .errors import WeightsError
 
 _NO_PICKLE = "Pickles are never opened: they can run code. Give the Caffe file."
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 # First bytes -> (what the file is, what to do about it). None of them can begin a Caffe message.
 _OTHER_FORMATS = (
     (
-        b"\x89HDF\r\n\x1a\n",
+        HDF5_MAGIC,
         "an HDF5 file",
-        "HDF5 cannot be read yet; give the binary .caffemodel or .solverstate.",
+        "Only .caffemodel.h5 and .solverstate.h5 are HDF5.",
     ),
     (b"PK\x03\x04", "a zip archive (or a PyTorch or .npz file)", "Unpack it, or give the Caffe file it was made from."),
     (b"\x1f\x8b", "gzip-compressed", "Decompress it first, for instance with gunzip."),

@@ -15,6 +15,7 @@ from prototxt.files import replacing
 from .blob import decode_blob, encode_blob
 from .errors import WeightsError
 from .files import map_file
+from .hdf5 import is_hdf5, read_hdf5_state, write_hdf5_state
 from .wire import LEN, VARINT, expect, fields, len_field, signed, text, varint_field
 
 
@@ -34,10 +35,12 @@ class SolverState:
 
 
 def read_solverstate(path: str | os.PathLike) -> SolverState:
-    """Read a binary ``.solverstate``; the history arrays are read-only views on the memory-mapped file.
+    """Read a ``.solverstate``, binary (the history arrays are read-only views on the memory-mapped file) or HDF5.
 
     Raises :class:`WeightsError` for a file that is missing, cut short, damaged or of another format.
     """
+    if is_hdf5(path):
+        return SolverState(**read_hdf5_state(path))
     data = map_file(path, "a .solverstate")
     try:
         return _decode_state(data)
@@ -47,10 +50,14 @@ def read_solverstate(path: str | os.PathLike) -> SolverState:
 
 
 def write_solverstate(path: str | os.PathLike, state: SolverState) -> None:
-    """Write a ``.solverstate`` that Caffe can restore. The file appears whole or not at all.
+    """Write a ``.solverstate`` that Caffe can restore, HDF5 when ``path`` ends in ``.h5``. It appears whole or not at
+    all.
 
     Raises :class:`CaffePortError` when the file cannot be written.
     """
+    if str(path).endswith(".h5"):
+        write_hdf5_state(path, **vars(state))
+        return
     with replacing(path) as file:
         file.write(varint_field(1, state.iter))
         file.writelines(len_field(2, state.learned_net.encode()))

@@ -54,6 +54,7 @@ class Step:
     tops: list[int]
     runs_backward: bool = False
     propagate: list[bool] = field(default_factory=list)  # per bottom: its gradient is computed
+    why_not: str = ""  # it does not run backward
 
 
 def connect(layers: list) -> tuple[list[Step], list[Value]]:
@@ -108,8 +109,9 @@ def _unknown_bottom(name, i, layers, current) -> str:
 def plan_backward(steps: list[Step], values: list[Value], has_loss, trains, forced=None) -> None:
     """Decides which layers run backward and which bottoms get a gradient (``Net::Init``, both of its passes).
 
-    Sets ``runs_backward`` and ``propagate`` of every step. A layer runs backward only if a loss depends on it and
-    something below it, or a parameter of its own, wants a gradient; ``propagate_down`` overrides that for one bottom.
+    Sets ``runs_backward``, ``why_not`` and ``propagate`` of every step. A layer runs backward only if a loss depends on
+    it and something below it, or a parameter of its own, wants a gradient; ``propagate_down`` overrides that for one
+    bottom.
 
     Args:
         has_loss: per step, whether one of its tops has a loss_weight.
@@ -121,6 +123,7 @@ def plan_backward(steps: list[Step], values: list[Value], has_loss, trains, forc
         explicit = list(step.param.propagate_down)
         step.propagate = explicit or [wanted[v] for v in step.bottoms]
         step.runs_backward = trains[i] or any(wanted[v] for v in step.bottoms)
+        step.why_not = "" if step.runs_backward else "nothing in it or below it learns"
         for v in step.tops:
             wanted[v] = step.runs_backward
     under_loss = [False] * len(values)
@@ -133,11 +136,14 @@ def plan_backward(steps: list[Step], values: list[Value], has_loss, trains, forc
         )
         if not contributes or not (reaches or has_loss[i]):
             step.runs_backward = False
+            step.why_not = step.why_not or (
+                "its readers pass no gradient down" if contributes else "no loss depends on it"
+            )
             step.propagate = [False] * len(step.bottoms)
         if contributes:
             for v in step.bottoms:
                 under_loss[v] = True
     if forced is not None:
         for i, step in enumerate(steps):
-            step.runs_backward = True
+            step.runs_backward, step.why_not = True, ""
             step.propagate = [p or forced(i, b) for b, p in enumerate(step.propagate)]

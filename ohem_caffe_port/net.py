@@ -53,11 +53,13 @@ class Net(nn.Module):
     Args:
         source: path of a prototxt, or a ``NetParameter`` in the current form.
         phase: "TRAIN" or "TEST".
-        level, stages: the rest of Caffe's ``NetState``, added to what the file says.
+        level, stages: the rest of Caffe's ``NetState``: a level replaces the file's, stages are added to its own.
         cfg: configuration for data and mining layers.
         rng: random stream of data layers and samplers.
         device: where parameters live and inputs go.
         lenient: keep going over unknown fields of the file (they are listed in ``warnings``).
+        path: the file that a ``NetParameter`` was read from, for messages.
+        initialize: False leaves the parameters on the meta device, without values: enough to look at the net.
 
     Attributes:
         blobs: ``{name: Tensor}`` of the last forward, in-place layers applied (with ``keep_blobs``).
@@ -71,7 +73,10 @@ class Net(nn.Module):
         PortError: an unknown layer, missing bottom, wrong shape, disagreeing shared parameters..., with file and line.
     """
 
-    def __init__(self, source, phase="TRAIN", *, level=0, stages=(), cfg=None, rng=None, device="cpu", lenient=False):
+    def __init__(
+        self, source, phase="TRAIN", *, level=None, stages=(), cfg=None, rng=None, device="cpu", lenient=False,
+        path=None, initialize=True,
+    ):  # fmt: skip
         super().__init__()
         self.warnings: list[str] = []
         if isinstance(source, (str, Path)):
@@ -80,7 +85,8 @@ class Net(nn.Module):
             param = prototxt.read_net(source, lenient=lenient, unknown=unknown)
             self.warnings += [f"unknown field ignored: {f}" for f in unknown]
         else:
-            self.source, param = None, source
+            self.source, param = path, source
+        self._initialize = initialize
         if phase not in ("TRAIN", "TEST"):
             raise PortError(f"a phase is TRAIN or TEST, not {phase!r}")
         self.warnings += [f"net field {f.name} is ignored" for f, _ in param.ListFields() if f.name not in _NET_FIELDS]
@@ -88,11 +94,12 @@ class Net(nn.Module):
         self.cfg = cfg or Config()
         self.rng = np.random.RandomState(self.cfg.RNG_SEED) if rng is None else rng
         self.keep_blobs = True
+        self.watch = None  # called with (step, layer, tops) after each layer of a forward
         self.blobs: dict[str, Tensor] = {}
         self.losses: dict[str, Tensor] = {}
         self.loss: Tensor = torch.zeros(())
         try:
-            self._build(param, level + param.state.level, [*stages, *param.state.stage])
+            self._build(param, param.state.level if level is None else level, [*stages, *param.state.stage])
         except PortError as error:
             raise self._located(error) from None
 
@@ -148,6 +155,7 @@ class Net(nn.Module):
         """``Net::AppendParam``: the first layer to use a name owns the tensor; others use it."""
         self.learnable_params: list[LearnableParam] = []
         by_name: dict[str, LearnableParam] = {}
+        device = self.device if self._initialize else torch.device("meta")
         for layer in self.layers:
             specs = layer.param.param
             if len(specs) > len(layer.blobs):
@@ -157,12 +165,12 @@ class Net(nn.Module):
                 shared = by_name.get(spec.name) if spec.name else None
                 if shared is None:
                     try:
-                        values = filled(blob.shape, layer.fillers[j])
+                        values = filled(blob.shape, layer.fillers[j]) if self._initialize else blob
                     except PortError as error:
                         raise layer.error(error.message, field=error.field, hint=error.hint) from None
                     except (RuntimeError, TypeError):  # torch's words for too much, and for far too much
                         raise layer.error(f"no memory for its parameter {j}, {tuple(blob.shape)}") from None
-                    shared = LearnableParam(nn.Parameter(values.to(self.device)), f"{layer.name}[{j}]", spec.name)
+                    shared = LearnableParam(nn.Parameter(values.to(device)), f"{layer.name}[{j}]", spec.name)
                     self.learnable_params.append(shared)
                     if spec.name:
                         by_name[spec.name] = shared
@@ -250,6 +258,8 @@ class Net(nn.Module):
                     tops = self._guarded(layer, layer, bottoms)
                 if not bottoms:  # a data layer hands out what it read, wherever that lies
                     tops = [top.to(self.device, non_blocking=True) for top in tops]
+            if self.watch is not None:
+                self.watch(step, layer, tops)
             for v, top in zip(step.tops, tops, strict=True):
                 values[v] = top
                 if v in self.loss_weights:
@@ -267,6 +277,12 @@ class Net(nn.Module):
         """Adds the gradients of ``loss`` to ``.grad`` of the learnable parameters."""
         if self.loss.requires_grad:
             self.loss.backward()
+
+    def summary(self):
+        """Layers, shapes, parameters, multiply-adds, memory and backward: :class:`ohem_caffe_port.summary.Summary`."""
+        from .summary import summarize
+
+        return summarize(self)
 
     def _check_inputs(self, inputs) -> None:
         missing, extra = set(self.inputs) - set(inputs), set(inputs) - set(self.inputs)

@@ -14,20 +14,22 @@ from converters import SolverState, read_solverstate, write_caffemodel, write_so
 from prototxt.errors import nearest
 
 from .config import Config
+from .debug_info import DebugInfo
 from .errors import PortError
 from .net import Net
+from .optim import POLICIES, UPDATES
+from .test_nets import TestNets, output_scores, score_lines, spread
 from .weights import copy_from, to_caffemodel
 
 HONOURED = {
     "net", "train_net", "net_param", "train_net_param", "train_state", "type", "base_lr", "lr_policy", "gamma", "power",
     "stepsize", "stepvalue", "max_iter", "momentum", "momentum2", "rms_decay", "delta", "weight_decay",
     "regularization_type", "clip_gradients", "iter_size", "average_loss", "display", "snapshot_prefix",
-    "random_seed", "weights",
+    "random_seed", "weights", "snapshot", "snapshot_after_train", "snapshot_format", "solver_mode", "device_id",
+    "debug_info", "test_initialization", "test_compute_loss", "test_iter", "test_interval", "test_net",
+    "test_net_param", "test_state", "vstep_lr", "vstep_size",
 }  # fmt: skip
-# Without influence on the result of training: Caffe's own test and snapshot schedule, and how it runs.
-NEUTRAL = {"snapshot", "snapshot_after_train", "snapshot_diff", "snapshot_format", "solver_mode", "device_id",
-           "debug_info", "layer_wise_reduce", "test_initialization", "test_compute_loss", "test_iter",
-           "test_interval"}  # fmt: skip
+NEUTRAL = {"snapshot_diff", "layer_wise_reduce"}  # without influence on the result of training
 
 
 def find_net(path: str, solver_path, what: str = "net") -> Path:
@@ -52,6 +54,14 @@ def find_net(path: str, solver_path, what: str = "net") -> Path:
     raise PortError(f"the solver's {what} '{path}' is not there", file=solver_path, hint=hint)
 
 
+def state_path(model_path) -> Path:
+    """The ``.solverstate`` (``.solverstate.h5``) that belongs to a ``.caffemodel`` (``.caffemodel.h5``)."""
+    stem, found, ending = Path(model_path).name.rpartition(".caffemodel")
+    if not found:
+        return Path(model_path).with_suffix(".solverstate")
+    return Path(model_path).with_name(f"{stem}.solverstate{ending}")
+
+
 class Solver:
     """Optimises a net as a ``SolverParameter`` says.
 
@@ -61,7 +71,7 @@ class Solver:
     Args:
         source: path of a solver prototxt, or a ``SolverParameter``.
         net: the net to train; built from the solver's ``train_net`` or ``net`` when left out.
-        cfg, device, lenient: for that net; see :class:`Net`.
+        cfg, device, lenient: for that net and the test nets; see :class:`Net`.
 
     Attributes:
         net, param: as above.
@@ -69,6 +79,8 @@ class Solver:
         history: per learnable parameter the list of its history blobs (momentum; for Adam first and second moment).
         loss: mean of the losses of the last iteration's passes; ``smoothed_loss``: over ``average_loss`` iterations.
         losses: the last iteration's single losses by name, meaned over ``iter_size``.
+        log: called with each line that Caffe would print (``display``, ``debug_info``, tests); nothing is logged
+            while it is None.
 
     Raises:
         PortError: an unknown type or policy, a setting that is missing or refused, each with the field's name.
@@ -76,6 +88,8 @@ class Solver:
 
     def __init__(self, source, net: Net | None = None, *, cfg: Config | None = None, device="cpu", lenient=False):
         self.warnings: list[str] = []
+        self.lenient = lenient
+        self.log = None
         if isinstance(source, (str, os.PathLike)):
             unknown: list = []
             self.source, self.param = str(source), prototxt.read_solver(source, lenient=lenient, unknown=unknown)
@@ -85,10 +99,11 @@ class Solver:
         self._check()
         if self.param.random_seed >= 0:
             torch.manual_seed(self.param.random_seed)
-        self.net = net if net is not None else self._build_net(cfg, device, lenient)
+        self.net = net if net is not None else self._build_net(cfg, device)
         self.iter = 0
         self.current_step = 0
         self.loss = math.nan
+        self.test_results: list = []
         self.losses: dict[str, float] = {}
         self._recent: deque[float] = deque(maxlen=max(1, self.param.average_loss))
         blobs = [p.blob for p in self.net.learnable_params]
@@ -102,51 +117,60 @@ class Solver:
 
     def _check(self) -> None:
         p = self.param
-        if p.type not in _UPDATES:
-            near = nearest(p.type, _UPDATES)
-            raise self._error(f"unknown solver type '{p.type}'" + (f"; did you mean {near}?" if near else ""), "type")
-        if p.lr_policy not in _POLICIES:
-            near = nearest(p.lr_policy, _POLICIES)
-            raise self._error(
+        if p.type not in UPDATES:
+            near = nearest(p.type, UPDATES)
+            raise self.error(f"unknown solver type '{p.type}'" + (f"; did you mean {near}?" if near else ""), "type")
+        if p.lr_policy not in POLICIES:
+            near = nearest(p.lr_policy, POLICIES)
+            raise self.error(
                 f"unknown policy '{p.lr_policy}'" + (f"; did you mean '{near}'?" if near else ""), "lr_policy"
             )
         needs = {"step": ["stepsize", "gamma"], "exp": ["gamma"], "inv": ["gamma", "power"], "multistep": ["gamma"],
                  "sigmoid": ["gamma", "stepsize"], "poly": ["max_iter"]}.get(p.lr_policy, [])  # fmt: skip
-        for field in ["base_lr", *needs]:
+        if p.lr_policy == "vstep":
+            if not p.vstep_lr or len(p.vstep_lr) != len(p.vstep_size):
+                raise self.error(
+                    f"{len(p.vstep_lr)} rates and {len(p.vstep_size)} vstep_size; as many of each", "vstep_lr"
+                )
+        elif not p.HasField("base_lr"):
+            needs = ["base_lr"]
+        for field in needs:
             if not p.HasField(field):
-                raise self._error(f"is needed (lr_policy '{p.lr_policy}')", field)
+                raise self.error(f"is needed (lr_policy '{p.lr_policy}')", field)
         if p.lr_policy == "step" and p.stepsize < 1:
-            raise self._error("must be positive", "stepsize")
+            raise self.error("must be positive", "stepsize")
         if p.regularization_type not in ("L1", "L2"):
-            raise self._error(f"is L1 or L2, not '{p.regularization_type}'", "regularization_type")
+            raise self.error(f"is L1 or L2, not '{p.regularization_type}'", "regularization_type")
         if p.iter_size < 1:
-            raise self._error("must be positive", "iter_size")
+            raise self.error("must be positive", "iter_size")
         if p.type == "AdaGrad" and p.momentum or p.type == "RMSProp" and p.momentum:
-            raise self._error(f"cannot be used with {p.type}", "momentum")
+            raise self.error(f"cannot be used with {p.type}", "momentum")
         if p.type == "Adam" and not (0 <= p.momentum < 1 and 0 <= p.momentum2 < 1):
-            raise self._error("must lie between 0 and 1, as must momentum2 (Adam)", "momentum")
+            raise self.error("must lie between 0 and 1, as must momentum2 (Adam)", "momentum")
         if p.max_iter < 0:
-            raise self._error("must not be negative", "max_iter")
+            raise self.error("must not be negative", "max_iter")
         if p.type == "RMSProp" and not 0 <= p.rms_decay < 1:
-            raise self._error("must lie between 0 and 1", "rms_decay")
+            raise self.error("must lie between 0 and 1", "rms_decay")
         for descriptor, value in p.ListFields():
             if descriptor.name in NEUTRAL and value:
                 self.warnings.append(f"solver field {descriptor.name} has no effect on this training")
             elif descriptor.name not in HONOURED | NEUTRAL:
                 self.warnings.append(f"solver field {descriptor.name} is not supported, and ignored")
 
-    def _build_net(self, cfg, device, lenient) -> Net:
+    def _build_net(self, cfg, device) -> Net:
         p = self.param
         given = [f for f in ("net", "train_net", "net_param", "train_net_param") if p.HasField(f)]
         if len(given) != 1:
-            raise self._error(f"name one training net; given: {given or 'none'}", "train_net")
+            raise self.error(f"name one training net; given: {given or 'none'}", "train_net")
         source = getattr(p, given[0])
         if isinstance(source, str):
             source = find_net(source, self.source)
         state = p.train_state
-        return Net(source, "TRAIN", level=state.level, stages=state.stage, cfg=cfg, device=device, lenient=lenient)
+        level = state.level if state.HasField("level") else None
+        return Net(source, "TRAIN", level=level, stages=state.stage, cfg=cfg, device=device, lenient=self.lenient)
 
-    def _error(self, message, field) -> PortError:
+    def error(self, message, field) -> PortError:
+        """An error about a field of the solver, with its file and line."""
         line = prototxt.locate(self.source, field=field) if self.source else None
         return PortError(message, file=self.source, line=line, field=field)
 
@@ -160,11 +184,11 @@ class Solver:
             PortError: the policy's formula gives none, such as a power of a negative number.
         """
         try:
-            rate = _POLICIES[self.param.lr_policy](self.param, self.iter, self._next_step())
+            rate = POLICIES[self.param.lr_policy](self.param, self.iter, self._next_step())
         except (ArithmeticError, ValueError):
             rate = math.nan
         if not math.isfinite(rate):
-            raise self._error(f"'{self.param.lr_policy}' gives no learning rate in iteration {self.iter}", "lr_policy")
+            raise self.error(f"'{self.param.lr_policy}' gives no learning rate in iteration {self.iter}", "lr_policy")
         return rate
 
     def _next_step(self) -> int:
@@ -194,9 +218,14 @@ class Solver:
         for p in self.net.learnable_params:
             p.blob.grad = None
         passes = []
+        display = self.log is not None and self.param.display and self.iter % self.param.display == 0
         for _ in range(self.param.iter_size):
+            debug = DebugInfo(self.net, self.log) if display and self.param.debug_info else None
+            self.net.watch = debug
             self.net()
             self.net.backward()
+            if debug:
+                debug.backward()
             passes.append(torch.stack([self.net.loss.detach(), *self.net.losses.values()]).flatten())
         sums = torch.stack(passes).sum(0).div(self.param.iter_size).tolist()
         self.loss, self.losses = sums[0], dict(zip(self.net.losses, sums[1:], strict=True))
@@ -206,6 +235,11 @@ class Solver:
                 hint="the last snapshot is from before; a lower base_lr is the usual cure",
             )
         self._recent.append(self.loss)
+        if display:
+            self.log(f"Iteration {self.iter}, loss = {self.smoothed_loss:.6g}")
+            for line in score_lines("Train", spread(output_scores(self.net))):
+                self.log(line)
+            self.log(f"Iteration {self.iter}, lr = {self.lr:g}")
         self.apply_update()
         self.iter += 1
 
@@ -233,16 +267,73 @@ class Solver:
                 pull = weight if self.param.regularization_type == "L2" else weight.sign()
                 grad.add_(pull, alpha=decay * p.decay_mult)
         rates = [rate * p.lr_mult for p, _ in trained]
-        update = _UPDATES[self.param.type]
+        update = UPDATES[self.param.type]
         for grad, (_, history), local in zip(grads, trained, rates, strict=True):
             update(self.param, grad, history, local, self.iter)
         torch._foreach_sub_(weights, grads)
 
+    def check_iterations(self, iterations: int) -> None:
+        """Refuses, before any work is done, more iterations than a ``poly`` learning rate lasts."""
+        if self.param.lr_policy == "poly" and iterations > self.param.max_iter:
+            end = f"the learning rate of lr_policy poly ends at {self.param.max_iter}"
+            raise self.error(f"{end}; {iterations} iterations are wanted", "max_iter")
+
+    # ---- the whole of a training, as `caffe train` does it
+
+    def solve(self, max_iter: int | None = None, prefix=None, on_iteration=lambda: None) -> list[Path]:
+        """Trains up to ``max_iter`` iterations (the solver's own unless given); returns the snapshots' caffemodels.
+
+        Tests every ``test_interval`` iterations (before the first unless ``test_initialization`` is false, and after
+        the last), displays every ``display``, and writes a snapshot every ``snapshot`` iterations and, unless
+        ``snapshot_after_train`` is false, at the end. (``Solver::Solve``)
+
+        Args:
+            prefix: of the snapshots, instead of ``snapshot_prefix``.
+            on_iteration: called after each iteration.
+
+        Raises:
+            PortError: no ``max_iter``; test nets that cannot be built; a loss that is not finite.
+        """
+        p, paths = self.param, []
+        stop = p.max_iter if max_iter is None else max_iter
+        if stop < 1:
+            raise self.error("is needed: how many iterations are there to do?", "max_iter")
+        self.check_iterations(stop)
+        tests = TestNets(self, lambda path, what: find_net(path, self.source, what))
+        every = p.test_interval if tests.nets else 0
+        while self.iter < stop:
+            if every and self.iter % every == 0 and (self.iter or p.test_initialization):
+                self._log_tests(tests)
+            self._iterate()
+            on_iteration()
+            if p.snapshot and self.iter % p.snapshot == 0:
+                paths.append(self.snapshot(prefix)[0])
+        if p.snapshot_after_train and not (p.snapshot and self.iter % p.snapshot == 0 and paths):
+            paths.append(self.snapshot(prefix)[0])
+        if self.log is not None and p.display and self.iter % p.display == 0:
+            with torch.no_grad():
+                self.net.watch = None
+                self.net()
+            self._recent.append(float(self.net.loss))
+            self.log(f"Iteration {self.iter}, loss = {self.smoothed_loss:.6g}")
+        if every and self.iter % every == 0:
+            self._log_tests(tests)
+        return paths
+
+    def _log_tests(self, tests: TestNets) -> None:
+        self.test_results = tests.run()
+        for result in self.test_results if self.log else ():
+            self.log(f"Iteration {self.iter}, Testing net (#{result.net})")
+            for line in result.lines():
+                self.log(line)
+
     # ---- snapshots
 
     def snapshot_path(self, suffix: str, prefix=None) -> Path:
-        """``<prefix>_iter_<iter><suffix>``; the prefix is the solver's ``snapshot_prefix`` unless given."""
-        return Path(f"{prefix or self.param.snapshot_prefix or 'snapshot'}_iter_{self.iter}{suffix}")
+        """``<prefix>_iter_<iter><suffix>``, with ``.h5`` for ``snapshot_format: HDF5``; the prefix is the solver's
+        ``snapshot_prefix`` unless given."""
+        ending = ".h5" if self.param.snapshot_format == self.param.HDF5 else ""
+        return Path(f"{prefix or self.param.snapshot_prefix or 'snapshot'}_iter_{self.iter}{suffix}{ending}")
 
     def snapshot(self, prefix=None) -> tuple[Path, Path]:
         """Writes ``.caffemodel`` and ``.solverstate`` as Caffe does; returns their paths."""
@@ -253,7 +344,7 @@ class Solver:
 
     def save_state(self, model_path) -> Path:
         """Writes the ``.solverstate`` that belongs to the caffemodel at ``model_path``."""
-        path = Path(model_path).with_suffix(".solverstate")
+        path = state_path(model_path)
         slots = range(len(self.history[0]) if self.history else 0)
         history = [h[slot].cpu().numpy() for slot in slots for h in self.history]
         write_solverstate(path, SolverState(self.iter, str(model_path), history, self.current_step))
@@ -288,67 +379,3 @@ class Solver:
             target.copy_(torch.tensor(stored, dtype=torch.float32).view(target.shape))
         self.iter, self.current_step = state.iter, state.current_step
         return state
-
-
-# ---- learning-rate policies: (param, iter, current_step) -> rate
-
-_POLICIES = {
-    "fixed": lambda p, i, s: p.base_lr,
-    "step": lambda p, i, s: p.base_lr * math.pow(p.gamma, s),
-    "exp": lambda p, i, s: p.base_lr * math.pow(p.gamma, i),
-    "inv": lambda p, i, s: p.base_lr * math.pow(1 + p.gamma * i, -p.power),
-    "multistep": lambda p, i, s: p.base_lr * math.pow(p.gamma, s),
-    "poly": lambda p, i, s: p.base_lr * math.pow(1 - i / p.max_iter, p.power),
-    "sigmoid": lambda p, i, s: p.base_lr / (1 + math.exp(-p.gamma * (i - p.stepsize))),
-}
-
-
-# ---- update rules: turn the gradient into the update, in place, and keep the history
-
-
-def _sgd(p, grad, history, rate, iteration):
-    momentum = history[0].mul_(p.momentum).add_(grad, alpha=rate)
-    grad.copy_(momentum)
-
-
-def _nesterov(p, grad, history, rate, iteration):
-    before = history[0].clone()
-    history[0].mul_(p.momentum).add_(grad, alpha=rate)
-    torch.sub(history[0] * (1 + p.momentum), before, alpha=p.momentum, out=grad)
-
-
-def _adagrad(p, grad, history, rate, iteration):
-    history[0].addcmul_(grad, grad)
-    grad.div_(history[0].sqrt().add_(p.delta)).mul_(rate)
-
-
-def _rmsprop(p, grad, history, rate, iteration):
-    history[0].mul_(p.rms_decay).addcmul_(grad, grad, value=1 - p.rms_decay)
-    grad.div_(history[0].sqrt().add_(p.delta)).mul_(rate)
-
-
-def _adadelta(p, grad, history, rate, iteration):
-    squared, updates = history
-    squared.mul_(p.momentum).addcmul_(grad, grad, value=1 - p.momentum)
-    grad.mul_(((updates + p.delta) / (squared + p.delta)).sqrt_())
-    updates.mul_(p.momentum).addcmul_(grad, grad, value=1 - p.momentum)
-    grad.mul_(rate)
-
-
-def _adam(p, grad, history, rate, iteration):
-    mean, variance = history
-    mean.mul_(p.momentum).add_(grad, alpha=1 - p.momentum)
-    variance.mul_(p.momentum2).addcmul_(grad, grad, value=1 - p.momentum2)
-    t = iteration + 1
-    correction = math.sqrt(1 - math.pow(p.momentum2, t)) / (1 - math.pow(p.momentum, t))
-    torch.div(mean, variance.sqrt().add_(p.delta), out=grad).mul_(rate * correction)
-
-
-_UPDATES = {
-    "SGD": _sgd,
-    "Nesterov": _nesterov,
-    "AdaGrad": _adagrad,
-    "RMSProp": _rmsprop,
-    "AdaDelta": _adadelta,
-    "Adam": _adam,
-}

@@ -32,6 +32,8 @@ def settle_mining(net: Net, cfg: Config) -> list[str]:
         PortError: a ``BG_THRESH_LO`` above 0 was asked for together with mining (the original asserts the same).
     """
     train, done = cfg.TRAIN, []
+    if train.HAS_RPN:  # RoIs are sampled by a layer of the net, from TRAIN.BATCH_SIZE alone
+        return ["TRAIN.USE_OHEM has no effect on a net that makes its own proposals"] if train.USE_OHEM else []
     mining = [layer.name for layer in net.layers if hasattr(layer, "select")]
     if mining and not train.USE_OHEM:
         if "TRAIN.USE_OHEM" in cfg.explicit:
@@ -51,8 +53,37 @@ def settle_mining(net: Net, cfg: Config) -> list[str]:
     return done
 
 
+def resume_path(path, kind: str) -> Path:
+    """The ``.resume.npz`` beside a file of this kind (``.caffemodel``, ``.solverstate``), ``.h5`` or not."""
+    return Path(path).with_name(Path(path).name.removesuffix(".h5").removesuffix(kind) + ".resume.npz")
+
+
+def normalized_layers(net: Net, means, stds, cfg: Config) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The layers whose outputs are trained as ``(target - mean) / std``: ``{name: (means, stds)}``, one per output.
+
+    ``bbox_pred`` and py-R-FCN's ``rfcn_bbox`` (whose outputs repeat each target for every cell of its grid), and with
+    ``RPN_NORMALIZE_TARGETS`` its ``rpn_bbox_pred``.
+
+    Args:
+        means, stds: ``[4 * num_classes]`` of the box targets (``[8]`` with ``AGNOSTIC``).
+    """
+    train, found = cfg.TRAIN, {}
+    outputs = {name: len(pair[1]) for name, pair in net.params.items() if len(pair) == 2}
+    if train.BBOX_REG and train.BBOX_NORMALIZE_TARGETS:
+        for name in ("bbox_pred", "rfcn_bbox"):
+            if name in outputs:
+                cells = outputs[name] // len(stds) if name == "rfcn_bbox" else 1
+                if outputs[name] != max(cells, 1) * len(stds):
+                    raise PortError(f"'{name}' has {outputs[name]} outputs, the data set {len(stds)} box targets")
+                found[name] = np.repeat(means, cells), np.repeat(stds, cells)
+    if train.RPN_NORMALIZE_TARGETS and "rpn_bbox_pred" in outputs:
+        anchors = outputs["rpn_bbox_pred"] // 4
+        found["rpn_bbox_pred"] = np.tile(train.RPN_NORMALIZE_MEANS, anchors), np.tile(train.RPN_NORMALIZE_STDS, anchors)
+    return found
+
+
 def save_unnormalized(net: Net, path, means: np.ndarray, stds: np.ndarray, cfg: Config) -> None:
-    """Writes a caffemodel whose ``bbox_pred`` (and every layer that shares it) predicts plain box deltas.
+    """Writes a caffemodel whose :func:`normalized_layers` (and every layer that shares them) predict plain box deltas.
 
     Training regresses ``(target - mean) / std``; ``W * std`` and ``b * std + mean`` undo that, as the original's
     ``SolverWrapper.snapshot`` does, so that testing needs no statistics. The net itself is unchanged afterwards.
@@ -60,23 +91,18 @@ def save_unnormalized(net: Net, path, means: np.ndarray, stds: np.ndarray, cfg: 
     Args:
         means, stds: ``[4 * num_classes]``.
     """
-    train = cfg.TRAIN
-    pair = net.params.get("bbox_pred", [])
-    if not (train.BBOX_REG and train.BBOX_NORMALIZE_TARGETS and len(pair) == 2):
-        pair = []
-    if pair and len(pair[1]) != len(stds):
-        raise PortError(f"'bbox_pred' has {len(pair[1])} outputs, the data set {len(stds)} box targets")
-    original = [p.detach().clone() for p in pair]
+    scales = normalized_layers(net, means, stds, cfg)
+    original = {p: p.detach().clone() for name in scales for p in net.params[name]}
     with torch.no_grad():
-        if pair:
-            weight, bias = (p.detach().cpu().numpy() for p in pair)
-            scaled = weight * stds.reshape(-1, *[1] * (weight.ndim - 1)), bias * stds + means
-            for p, value in zip(pair, scaled, strict=True):
+        for name, (mean, std) in scales.items():
+            weight, bias = (p.detach().cpu().numpy() for p in net.params[name])
+            scaled = weight * std.reshape(-1, *[1] * (weight.ndim - 1)), bias * std + mean
+            for p, value in zip(net.params[name], scaled, strict=True):
                 p.copy_(torch.from_numpy(value))
         try:
             write_caffemodel(path, to_caffemodel(net), phase="TRAIN")
         finally:
-            for p, value in zip(pair, original, strict=True):
+            for p, value in original.items():
                 p.copy_(value)
 
 
@@ -117,7 +143,15 @@ class Trainer:
                 hint="train a net with as many classes as the imdb, or on another imdb",
             )
         self.means = self.stds = np.zeros(0)
-        if cfg.TRAIN.BBOX_REG:
+        train = cfg.TRAIN
+        normalizes = train.BBOX_REG and train.BBOX_NORMALIZE_TARGETS
+        if train.HAS_RPN and normalizes and not train.BBOX_NORMALIZE_TARGETS_PRECOMPUTED:
+            raise PortError(
+                "box targets of proposals that the net makes itself have no statistics to be normalised by",
+                field="TRAIN.BBOX_NORMALIZE_TARGETS_PRECOMPUTED",
+                hint="set it to True; TRAIN.BBOX_NORMALIZE_MEANS and STDS are then used",
+            )
+        if train.BBOX_REG:
             self.means, self.stds = add_bbox_regression_targets(roidb, cfg)
         self.data_layer.set_roidb(roidb)
 
@@ -129,13 +163,7 @@ class Trainer:
         Raises:
             PortError: more iterations than a ``poly`` learning rate lasts, or a loss or weight that is not finite.
         """
-        param = self.solver.param
-        if param.lr_policy == "poly" and max_iters > param.max_iter:
-            raise PortError(
-                f"the learning rate of lr_policy poly ends at {param.max_iter}; {max_iters} iterations are wanted",
-                file=self.solver.source,
-                field="max_iter",
-            )
+        self.solver.check_iterations(max_iters)
         paths = []
         try:
             while self.solver.iter < max_iters:
@@ -166,7 +194,7 @@ class Trainer:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_unnormalized(self.net, path, self.means, self.stds, self.cfg)
         self.solver.save_state(path)
-        with replacing(path.with_suffix(".resume.npz")) as file:
+        with replacing(resume_path(path, ".caffemodel")) as file:
             np.savez(file, **self._resume_state())
         return path
 
@@ -176,9 +204,14 @@ class Trainer:
         state = {"torch_rng": torch.get_rng_state().numpy(), "recent_losses": np.array(self.solver._recent)}
         if self.net.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.net.device).numpy()
-        for j, blob in enumerate(self.net.params.get("bbox_pred", [])):
-            state[f"bbox_pred/{j}"] = blob.detach().cpu().numpy()
+        for name, blobs in self._normalized_params():
+            state |= {f"{name}/{j}": blob.detach().cpu().numpy() for j, blob in enumerate(blobs)}
         return state | {f"data/{k}": v for k, v in self.data_layer.loader.state_dict().items()}
+
+    def _normalized_params(self):
+        """Names and parameters of the layers that a caffemodel for testing holds un-normalised; bbox_pred always."""
+        names = {"bbox_pred", *normalized_layers(self.net, self.means, self.stds, self.cfg)}
+        return [(name, self.net.params[name]) for name in sorted(names) if name in self.net.params]
 
     def resume(self, path) -> list[str]:
         """Continues from a ``.solverstate``.
@@ -191,7 +224,7 @@ class Trainer:
             CaffePortError: a state, caffemodel or ``.resume.npz`` that is missing, damaged or of another net or data.
         """
         self.solver.restore(path)
-        extra = Path(path).with_suffix(".resume.npz")
+        extra = resume_path(path, ".solverstate")
         if not extra.is_file():
             return [
                 f"no {extra.name} beside the solver state: the order of the data starts anew, and bbox_pred is taken "
@@ -201,8 +234,9 @@ class Trainer:
             with np.load(extra, allow_pickle=False) as arrays:
                 state = {key: arrays[key] for key in arrays.files}
             with torch.no_grad():
-                for j, blob in enumerate(self.net.params.get("bbox_pred", [])):
-                    blob.copy_(torch.from_numpy(state[f"bbox_pred/{j}"].reshape(blob.shape)))
+                for name, blobs in self._normalized_params():
+                    for j, blob in enumerate(blobs):
+                        blob.copy_(torch.from_numpy(state[f"{name}/{j}"].reshape(blob.shape)))
             self.data_layer.loader.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("data/")})
             self.solver._recent.extend(state["recent_losses"].astype(float).tolist())
             torch.set_rng_state(torch.from_numpy(state["torch_rng"]))

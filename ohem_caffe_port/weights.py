@@ -41,24 +41,30 @@ def copy_from(net: Net, path) -> LoadReport:
     """
     model = read_caffemodel(path)
     report = LoadReport(str(path))
+    shared = {user for p in net.learnable_params if len(p.users) > 1 for user in p.users}
     planned: list[tuple[torch.Tensor, np.ndarray]] = []  # nothing is copied until everything fits
     seen = set()
     for source in model.layers:
-        if not source.blobs:
+        if not source.blobs:  # in HDF5 perhaps all of them lie under another layer
             continue
-        shapes = ", ".join(str(b.shape) for b in source.blobs)
+        shapes = ", ".join("shared" if b is None else str(b.shape) for b in source.blobs)
         targets = net.params.get(source.name)
         if targets is None:
             report.rows.append((source.name, shapes, "not in the net"))
             continue
-        if len(targets) != len(source.blobs):
+        blobs = source.blobs
+        if model.shared_once:
+            blobs = blobs + [None] * (len(targets) - len(blobs))
+        if len(targets) != len(blobs) or any(b is None and (source.name, j) not in shared for j, b in enumerate(blobs)):
             raise WeightsError(
                 f"has {len(source.blobs)} parameters in the file and {len(targets)} in the net",
                 file=path,
                 layer=source.name,
             )
         layer = net.layer_by_name[source.name]
-        for j, (target, blob) in enumerate(zip(targets, source.blobs, strict=True)):
+        for j, (target, blob) in enumerate(zip(targets, blobs, strict=True)):
+            if blob is None:
+                continue
             shape = layer.blob_shapes[j]
             if not _shapes_match(blob.shape, shape):
                 raise WeightsError(
@@ -96,13 +102,14 @@ def _shapes_match(stored: tuple, wanted: tuple) -> bool:
 
 def to_caffemodel(net: Net) -> CaffeModel:
     """The net's weights as Caffe's ``Net::ToProto`` lists them: every layer, data layers and the automatic splits
-    included, a shared tensor under each of its layers."""
+    included, a shared tensor under each of its layers (there it is the same array)."""
     model = CaffeModel(net.name)
+    arrays = {id(p.blob): p.blob.detach().cpu().numpy() for p in net.learnable_params}
     names = {v: value.name for v, value in enumerate(net.values)}
     reading: dict[tuple[int, int], str] = {}  # (step, bottom) -> the split's top it reads
     for i, (step, layer) in enumerate(zip(net.steps, net.layers, strict=True)):
         bottoms = [reading.get((i, b), names[v]) for b, v in enumerate(step.bottoms)]
-        blobs = [b.detach().cpu().view(s).numpy() for b, s in zip(layer.blobs, layer.blob_shapes, strict=True)]
+        blobs = [arrays[id(b)].reshape(s) for b, s in zip(layer.blobs, layer.blob_shapes, strict=True)]
         model.layers.append(LayerWeights(layer.name, layer.param.type, bottoms, [names[v] for v in step.tops], blobs))
         for v in step.tops:
             value = net.values[v]

@@ -2,7 +2,7 @@
 
 from prototxt import caffe_pb2
 from prototxt.errors import CaffePortError, PrototxtError, nearest
-from prototxt.reader import UnknownField, locate, parse_net, parse_solver, read_net, read_solver
+from prototxt.reader import UnknownField, locate, parse_net, parse_solver, read_any, read_net, read_solver
 from prototxt.writer import to_text, write_text
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "nearest",
     "parse_net",
     "parse_solver",
+    "read_any",
     "read_net",
     "read_solver",
     "to_text",

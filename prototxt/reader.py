@@ -16,7 +16,7 @@ from prototxt.syntax import Entry, Scalar, parse_tree
 from prototxt.upgrade import upgrade_net, upgrade_solver
 
 _OTHER = {"NetParameter": caffe_pb2.SolverParameter, "SolverParameter": caffe_pb2.NetParameter}
-_KIND = {"NetParameter": "net", "SolverParameter": "solver"}
+_KIND = {"NetParameter": "net", "SolverParameter": "solver", "LabelMap": "label map"}
 _INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
@@ -53,6 +53,20 @@ def read_solver(path, *, lenient: bool = False, unknown: list | None = None) -> 
     """The solver of a prototxt file, upgraded; as Caffe does, ``snapshot_prefix`` defaults to the file's own name."""
     text = _read_text(path, "solver")
     return _parse(caffe_pb2.SolverParameter(), text, str(path), lenient, unknown, lambda m: upgrade_solver(m, path))
+
+
+def read_any(path, *, lenient: bool = False, unknown: list | None = None):
+    """The net, solver or label map of a prototxt file, whichever its fields say, upgraded. Raises PrototxtError."""
+    names = [entry.name for entry in parse_tree(_read_text(path, "prototxt"), str(path))]
+    kinds = (caffe_pb2.NetParameter, caffe_pb2.SolverParameter, caffe_pb2.LabelMap)
+    known = [sum(name in kind.DESCRIPTOR.fields_by_name for name in names) for kind in kinds]
+    best = known.index(max(known))
+    if best == 1:
+        return read_solver(path, lenient=lenient, unknown=unknown)
+    if best == 2:
+        text = _read_text(path, "label map")
+        return _parse(caffe_pb2.LabelMap(), text, str(path), lenient, unknown, lambda message: message)
+    return read_net(path, lenient=lenient, unknown=unknown)
 
 
 def parse_net(text: str, *, source: str = "<text>", lenient: bool = False, unknown: list | None = None):
@@ -130,6 +144,8 @@ def _check_kind(message, entries, source):
     expected = message.DESCRIPTOR.name
     if not entries:
         raise PrototxtError(f"no fields in this {_KIND[expected]} file: it is empty", file=source)
+    if expected not in _OTHER:
+        return
     other = _OTHER[expected].DESCRIPTOR
     own_names, other_names = message.DESCRIPTOR.fields_by_name, other.fields_by_name
     foreign = [entry for entry in entries if entry.name in other_names and entry.name not in own_names]

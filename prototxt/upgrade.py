@@ -60,6 +60,7 @@ _V0_TYPES = {"conv": "CONVOLUTION", "images": "IMAGE_DATA", "innerproduct": "INN
 _V0_KNOWN = {
     *("accuracy", "bnll", "concat", "conv", "data", "dropout", "euclidean_loss", "flatten", "hdf5_data"),
     *("hdf5_output", "im2col", "images", "infogain_loss", "innerproduct", "lrn", "multinomial_logistic_loss"),
+    "inner_product",  # SPP_net
     *("pool", "relu", "sigmoid", "softmax", "softmax_loss", "split", "tanh", "window_data"),
 }
 
@@ -109,6 +110,13 @@ _V0_FIELDS = {
     "det_context_pad": {"window_data": f"{_WINDOW}.context_pad"},
     "det_crop_mode": {"window_data": f"{_WINDOW}.crop_mode"},
     "hdf5_output_param": {"hdf5_output": "hdf5_output_param"},
+    # SPP_net has today's messages in V0 layers
+    "conv_param": {"": _CONV},
+    "inner_product_param": {"": _IP},
+    "pool_param": {"": _POOL},
+    "lrn_param": {"": "lrn_param"},
+    "dropout_param": {"": "dropout_param"},
+    "concat_param": {"": "concat_param"},
 }
 
 # V1 list, one item a blob -> field of ParamSpec.

@@ -97,8 +97,8 @@ def output_folder(path) -> Path:
     return Path(path)
 
 
-def pick_device(args) -> torch.device:
-    """The device of ``--gpu``; faithful float32 arithmetic on it.
+def pick_device(args, solver=None) -> torch.device:
+    """The device of ``--gpu``, or else of a solver's ``solver_mode`` and ``device_id``; faithful float32 arithmetic.
 
     Raises:
         PortError: there is no such device.
@@ -108,13 +108,24 @@ def pick_device(args) -> torch.device:
         raise PortError(
             f"--gpu {args.gpu}: this machine has {count} CUDA devices", hint="leave it out, or use --gpu -1"
         )
-    if count == 0 or args.gpu == -1:
+    on_cpu = args.gpu == -1 or args.gpu is None and solver is not None and solver.solver_mode == solver.CPU
+    if count == 0 or on_cpu:
         print(f"on the CPU, {torch.get_num_threads()} threads")
         return torch.device("cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    device = torch.device("cuda", args.gpu or 0)
+    index = args.gpu if args.gpu is not None else solver.device_id if solver is not None else 0
+    if index >= count:
+        raise PortError(f"the solver's device_id is {index}; this machine has {count} CUDA devices", field="device_id")
+    device = torch.device("cuda", index)
     print(f"on {torch.cuda.get_device_name(device)}")
     return device
+
+
+def console():
+    """A :class:`rich.console.Console` for tables; wide where the output is no terminal, so that nothing is folded."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 def show(lines) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from ohem_caffe_port.detect import detector_form
 from ohem_caffe_port.draw import draw_detections
 from ohem_caffe_port.errors import PortError
 from ohem_caffe_port.evaluate import save_detections, write_comp4
@@ -61,7 +62,8 @@ def main() -> int:
     unset = [layer for layer, _, verdict in report.rows if verdict == "not in the file"]
     if unset:
         _cli.show([f"these layers keep their initial values: {', '.join(unset)}"])
-    imdb = _cli.open_imdb(args, cfg, args.imdb or cfg.TEST.IMDB or DEFAULT_IMDB, cfg.TEST.PROPOSAL_METHOD)
+    method = "gt" if detector_form(net, cfg).has_rpn else cfg.TEST.PROPOSAL_METHOD
+    imdb = _cli.open_imdb(args, cfg, args.imdb or cfg.TEST.IMDB or DEFAULT_IMDB, method)
     output = Path(args.output or Path("output") / cfg.EXP_DIR / imdb.name / Path(args.caffemodel).stem)
 
     with tqdm(total=imdb.num_images, unit="image", dynamic_ncols=True, disable=None) as bar:

@@ -1,4 +1,4 @@
-r"""Train a detector from its Caffe solver and net.
+r"""Train a net from its Caffe solver: a detector on a data set, or any net whose data layers name their data.
 
     python tools/train_from_prototxt.py solver.prototxt
     python tools/train_from_prototxt.py models/pascal_voc/VGG16/fast_rcnn_ohem/solver.prototxt \
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import _cli
@@ -17,9 +18,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import prototxt
 from ohem_caffe_port.data.roidb import get_training_roidb
 from ohem_caffe_port.errors import PortError
-from ohem_caffe_port.solver import Solver
+from ohem_caffe_port.solver import Solver, state_path
 from ohem_caffe_port.train import Trainer, load_weights, settle_mining
 
 DEFAULT_IMDB, DEFAULT_ITERS = "voc_2007_trainval", 40000  # train_net.py's own
@@ -52,18 +54,29 @@ def main() -> int:
     if args.rand:
         cfg.RNG_SEED = int(np.random.SeedSequence().generate_state(1)[0])
     torch.manual_seed(cfg.RNG_SEED)
-    device = _cli.pick_device(args)
+    device = _cli.pick_device(args, prototxt.read_solver(args.solver, lenient=True, unknown=[]))
 
     solver = Solver(args.solver, cfg=cfg, device=device, lenient=args.lenient)
     solver.net.keep_blobs = False
-    _cli.show([*solver.warnings, *solver.net.warnings, *settle_mining(solver.net, cfg)])
+    detector = any(hasattr(layer, "set_roidb") for layer in solver.net.layers)
+    _cli.show([*solver.warnings, *solver.net.warnings, *(settle_mining(solver.net, cfg) if detector else ())])
     if args.weights:
         print("\n".join(load_weights(solver.net, args.weights)))
-    elif not args.resume:
+    elif not (args.resume or solver.param.weights):
         blank = [name for name, blobs in solver.net.params.items() if not blobs[0].any()]
         if blank:
             _cli.show([f"no --weights, and no filler: these layers start at zero: {', '.join(blank)}"])
+    snapshots = train_detector(args, cfg, solver) if detector else train_net(args, solver)
+    print(f"last snapshot: {snapshots[-1] if snapshots else 'none (all iterations were done already)'}")
+    return 0
 
+
+def train_detector(args, cfg, solver: Solver) -> list[Path]:
+    """Trains on the images and proposals of a data set, as ``train_net.py`` does."""
+    schedule = [name for name in ("test_iter", "test_net", "test_net_param") if len(getattr(solver.param, name))]
+    _cli.show(f"solver field {name} has no effect: test a detector with test_from_prototxt.py" for name in schedule)
+    if solver.param.snapshot:
+        _cli.show(["solver field snapshot has no effect: TRAIN.SNAPSHOT_ITERS counts, as in train_net.py"])
     name = args.imdb or cfg.TRAIN.IMDB or DEFAULT_IMDB
     imdb = _cli.open_imdb(args, cfg, name, cfg.TRAIN.PROPOSAL_METHOD)
     roidb = get_training_roidb(imdb, cfg)
@@ -76,40 +89,66 @@ def main() -> int:
     images = len(trainer.data_layer.loader.roidb)
     mirrored = " with their mirror images" if cfg.TRAIN.USE_FLIPPED else ""
     print(f"{imdb.name}: {images} images{mirrored}; {solver.net.name}: {iterations} iterations, to {output}")
-    snapshots = train(trainer, iterations)
-    print(f"last snapshot: {snapshots[-1] if snapshots else 'none (all iterations were done already)'}")
-    return 0
+    with progress(solver, iterations, trainer.snapshot) as (on_iteration, write):
+        return trainer.run(iterations, display(solver, on_iteration, write))
 
 
-def train(trainer: Trainer, iterations: int) -> list[Path]:
-    """Trains under a progress bar; every ``display`` iterations a line as Caffe prints it."""
-    solver = trainer.solver
-    display = solver.param.display
+def train_net(args, solver: Solver) -> list[Path]:
+    """Trains as ``caffe train`` does, with the solver's own tests and snapshots, and prints what Caffe prints."""
+    prefix = Path(solver.param.snapshot_prefix or "snapshot")
+    if args.output:
+        prefix = Path(args.output) / prefix.name
+    _cli.output_folder(prefix.parent)
+    if args.resume:
+        solver.restore(args.resume)
+    iterations = args.iters or solver.param.max_iter
+    print(f"{solver.net.name or args.solver}: {iterations} iterations, snapshots to {prefix}_iter_*")
+    with progress(solver, iterations, lambda: solver.snapshot(prefix)[0]) as (on_iteration, write):
+        solver.log = write
+        return solver.solve(iterations, prefix, on_iteration)
+
+
+def display(solver: Solver, on_iteration, write):
+    """``on_iteration`` with a line of losses every ``display`` iterations."""
+    every = solver.param.display
     started, first = time.perf_counter(), solver.iter
+
+    def step():
+        on_iteration()
+        if every and solver.iter % every == 0:
+            pace = (time.perf_counter() - started) / (solver.iter - first)
+            parts = " ".join(f"{name} {value:.4f}" for name, value in solver.losses.items())
+            line = f"iteration {solver.iter}: loss {solver.smoothed_loss:.4f} ({parts}) lr {solver.lr:g}"
+            write(f"{line}, {pace:.2f} s/it")
+
+    return step
+
+
+@contextmanager
+def progress(solver: Solver, iterations: int, snapshot):
+    """A progress bar; gives ``(on_iteration, write)``. An interrupt writes a snapshot before it goes on."""
+    started, first = time.perf_counter(), solver.iter
+
+    def write(line):
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
     with tqdm(
         total=iterations, initial=solver.iter, unit="it", dynamic_ncols=True, disable=not sys.stderr.isatty()
     ) as bar:
 
         def on_iteration():
             bar.update()
-            bar.set_postfix(loss=f"{solver.smoothed_loss:.4f}", lr=f"{solver.lr:g}", refresh=False)
-            if display and solver.iter % display == 0:
-                pace = (time.perf_counter() - started) / (solver.iter - first)
-                parts = " ".join(f"{name} {value:.4f}" for name, value in solver.losses.items())
-                line = f"iteration {solver.iter}: loss {solver.smoothed_loss:.4f} ({parts}) lr {solver.lr:g}"
-                tqdm.write(f"{line}, {pace:.2f} s/it", file=sys.stdout)
-                sys.stdout.flush()
+            bar.set_postfix(loss=f"{solver.smoothed_loss:.4f}", refresh=False)
 
         try:
-            snapshots = trainer.run(iterations, on_iteration)
+            yield on_iteration, write
         except KeyboardInterrupt:
-            path = trainer.snapshot()
-            print(f"\nstopped; continue with --resume {path.with_suffix('.solverstate')}")
+            print(f"\nstopped; continue with --resume {state_path(snapshot())}")
             raise
     done, seconds = solver.iter - first, time.perf_counter() - started
     if done:
         print(f"{done} iterations in {seconds:.0f} s ({seconds / done:.2f} s/it), last loss {solver.loss:.4f}")
-    return snapshots
 
 
 if __name__ == "__main__":

@@ -71,14 +71,17 @@ def test_phases(build, inputs_of):
     assert build(text, "TEST").outputs == ["TEST"]
 
 
-def test_state_in_the_file_is_added(build, inputs_of):
+def test_state_in_the_file_is_merged(build, inputs_of):
     text = (
         inputs_of(x=(1, 4))
         + 'layer { name: "r" type: "ReLU" bottom: "x" top: "r" include { stage: "s" min_level: 2 } }'
     )
     assert build(text).outputs == ["x"]
     assert build(text, stages=["s"], level=2).outputs == ["r"]
-    assert build('state { stage: "s" level: 1 }' + text, level=1).outputs == ["r"]
+    assert build('state { stage: "s" level: 2 }' + text).outputs == ["r"]
+    # as Net::Init merges them: stages add up, the later level counts
+    assert build('state { stage: "s" level: 2 }' + text, level=1).outputs == ["x"]
+    assert build('state { stage: "t" level: 2 }' + text, stages=["s"]).outputs == ["r"]
 
 
 def test_phase_must_exist():

@@ -1,0 +1,238 @@
+"""Inputs in the place of data, and random weights, so that any net can run without either."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ohem_caffe_port.config import Config
+from ohem_caffe_port.graph import filter_layers
+from ohem_caffe_port.inputs import reshape_inputs
+from ohem_caffe_port.layers import LAYERS
+from ohem_caffe_port.net import Net
+from prototxt import CaffePortError, caffe_pb2
+
+SIDE = 256  # pixels of an image, where the net does not say
+ROIS = 8
+SELF_SUPPLIED = {"DummyData", "Parameter"}  # without bottoms, and in need of no file
+
+
+class RunError(Exception):
+    """A net that cannot be given inputs."""
+
+
+def phases_of(net) -> list[str]:
+    """The phases that a net is made for: those its rules name; else TRAIN where it has a loss, TEST where not."""
+    named = {("TRAIN", "TEST")[rule.phase] for layer in net.layer for rule in (*layer.include, *layer.exclude)
+             if rule.HasField("phase")}  # fmt: skip
+    if named:
+        sources = [layer for layer in net.layer if not layer.bottom and layer.top]
+        both = [phase for phase in ("TRAIN", "TEST") if any(layer in filter_layers(net, phase) for layer in sources)]
+        return [phase for phase in both if filter_layers(net, phase)]
+    has_loss = any(_is_loss(layer) for layer in net.layer)
+    has_accuracy = any(layer.type == "Accuracy" for layer in net.layer)
+    return ["TRAIN"] if has_loss and not has_accuracy else ["TEST"] if not has_loss else ["TRAIN", "TEST"]
+
+
+def _is_loss(layer) -> bool:
+    return bool(layer.loss_weight) or getattr(LAYERS.get(layer.type), "is_loss", False) or layer.type.endswith("Loss")
+
+
+def run_net(net_param, phase: str, path) -> dict:
+    """Builds, fills and runs one net; says whether there was a backward pass.
+
+    Raises:
+        CaffePortError, RunError: it does not run.
+    """
+    layers = filter_layers(net_param, phase)
+    kept = caffe_pb2.NetParameter(name=net_param.name, layer=layers, force_backward=net_param.force_backward)
+    for layer in kept.layer:  # the rules have done their work
+        layer.ClearField("include")
+        layer.ClearField("exclude")
+    cfg = config_for(kept, phase, path)
+    replace_sources(kept, phase, cfg)
+    net = Net(kept, phase, cfg=cfg, path=None)
+    randomize(net)
+    inputs = {name: value_of(name, shape, net) for name, shape in input_shapes(net).items()}
+    net(**inputs)
+    has_loss = bool(net.losses) and phase == "TRAIN"
+    if has_loss:
+        if not bool(torch.isfinite(net.loss)):
+            raise RunError(f"the loss is {net.loss.item()}")
+        net.backward()
+    return {"ran": True, "backward": has_loss, "layers": len(net.layers)}
+
+
+def config_for(net, phase: str, path) -> Config:
+    """Settings that the net's own project would give: with or without a region proposal network."""
+    cfg = Config()
+    tops = {top for layer in net.layer for top in layer.top}
+    bottoms = {bottom for layer in net.layer for bottom in layer.bottom}
+    has_rpn = "gt_boxes" in tops or ("im_info" in tops | bottoms)
+    cfg.merge({"TRAIN": {"HAS_RPN": has_rpn}, "TEST": {"HAS_RPN": has_rpn}}, source=str(path))
+    return cfg
+
+
+# ---- shapes
+
+
+def replace_sources(net, phase: str, cfg) -> None:
+    """Every layer that would read files becomes an ``Input`` layer; images become small."""
+    for layer in list(net.layer):
+        if layer.bottom or not layer.top or layer.type in SELF_SUPPLIED:
+            continue
+        if layer.type == "Input":
+            shapes = {top: tuple(_declared(layer, i)) for i, top in enumerate(layer.top)}
+            shapes = {top: smaller(shape) for top, shape in shapes.items()}
+        else:
+            shapes = shapes_of_source(layer)
+        reshape_inputs(net, shapes)
+    settle_labels(net, phase, cfg)
+
+
+def _declared(layer, i):
+    shapes = layer.input_param.shape
+    return shapes[i if len(shapes) > 1 else 0].dim if shapes else (1, 3, SIDE, SIDE)
+
+
+def smaller(shape):
+    """At most two images; large ones that no layer could insist on stay as they are up to 512 pixels."""
+    if len(shape) != 4 or not all(shape):
+        return shape
+    n, c, h, w = shape
+    return (min(n, 2), c, h, w) if h * w <= 640 * 640 else (min(n, 2), c, 320, 320 * w // h // 32 * 32 or 320)
+
+
+def shapes_of_source(layer) -> dict[str, tuple[int, ...]]:
+    """Plausible shapes of a data layer's tops, by the names that the projects use."""
+    crop = layer.transform_param.crop_size
+    resize = layer.transform_param.resize_param if layer.transform_param.HasField("resize_param") else None
+    height = crop or (resize.height if resize else 0) or layer.image_data_param.new_height or SIDE
+    width = crop or (resize.width if resize else 0) or layer.image_data_param.new_width or SIDE
+    one = any(top in ("rois", "im_info", "gt_boxes") for top in layer.top) or layer.type == "Python"
+    batch = 1 if one else 2
+    memory = layer.memory_data_param
+    channels = memory.channels or 3
+    if memory.height:
+        height, width = memory.height, memory.width
+    shapes = {}
+    for top in layer.top:
+        if top in ("rois",):
+            shapes[top] = (ROIS, 5)
+        elif top == "gt_boxes":
+            shapes[top] = (3, 5)
+        elif top == "im_info":
+            shapes[top] = (1, 3)
+        elif top == "gt_masks":
+            shapes[top] = (3, height, width)
+        elif top == "mask_info":
+            shapes[top] = (1, 2)
+        elif top == layer.top[0] or top in ("hha", "depth"):
+            shapes[top] = (batch, channels, height, width)
+        elif layer.type == "AnnotatedData":
+            shapes[top] = (1, 1, 3, 8)
+        else:
+            shapes[top] = (ROIS,) if "rois" in layer.top else (batch,)
+    return shapes
+
+
+def settle_labels(net, phase: str, cfg) -> None:
+    """Gives each input that is compared with something the shape that fits it."""
+    inputs = {top: layer for layer in net.layer if layer.type == "Input" for top in layer.top}
+    makers = {}
+    for i, layer in enumerate(net.layer):
+        for b, bottom in enumerate(layer.bottom):
+            compared = b and (_is_loss(layer) or layer.type in ("Accuracy", "SegAccuracy"))
+            if bottom in inputs and compared and bottom not in makers and layer.type != "MultiBoxLoss":
+                makers[bottom] = (i, layer.bottom[0], layer.type, layer)
+    for top, (i, prediction, kind, reader) in makers.items():
+        shape = shape_before(net, i, prediction, phase, cfg)
+        if shape is None:
+            continue
+        if kind in ("SoftmaxWithLoss", "Accuracy", "SegAccuracy", "HingeLoss", "MultinomialLogisticLoss"):
+            axis = reader.softmax_param.axis if kind == "SoftmaxWithLoss" else 1
+            wanted = tuple(shape[:axis]) + ((1,) if len(shape) == 4 and axis == 1 else ()) + tuple(shape[axis + 1 :])
+            if len(shape) == 4 and axis == 1 and shape[2:] == (1, 1):
+                wanted = (shape[0],)
+            wanted = wanted or (1,)
+        elif kind in ("ContrastiveLoss", "CenterLoss", "TripletLoss", "SoftmaxWithLossOHEM", "InfogainLoss"):
+            continue
+        else:
+            wanted = tuple(shape)
+        tops = list(inputs[top].top)
+        declared = [tuple(s.dim) for s in inputs[top].input_param.shape]
+        declared[tops.index(top)] = wanted
+        reshape_inputs(net, dict(zip(tops, declared, strict=True)))
+
+
+def shape_before(net, index: int, blob: str, phase: str, cfg):
+    """The shape of ``blob`` in the net up to (not with) layer ``index``; None when that part cannot be built."""
+    part = caffe_pb2.NetParameter(layer=net.layer[:index])
+    try:
+        built = Net(part, phase, cfg=cfg, initialize=False)
+    except CaffePortError:
+        return None
+    return next((s for v, s in zip(built.values[::-1], built.shapes[::-1], strict=True) if v.name == blob), None)
+
+
+def input_shapes(net) -> dict[str, tuple[int, ...]]:
+    return {net.values[v].name: net.shapes[v] for step, layer in zip(net.steps, net.layers, strict=True)
+            if layer.type == "Input" for v in step.tops}  # fmt: skip
+
+
+# ---- values
+
+
+def value_of(name: str, shape, net) -> torch.Tensor:
+    """Numbers that such a blob could hold."""
+    height, width = image_size(net)
+    if "rois" in name and len(shape) >= 2 and shape[1] == 5:
+        return torch.cat([torch.zeros(shape[0], 1), boxes(shape[0], height, width)], 1).view(shape)
+    if name == "gt_boxes":
+        return torch.cat([boxes(shape[0], height, width), torch.ones(shape[0], 1)], 1).view(shape)
+    if name == "im_info":
+        return torch.tensor([height, width, 1.0])[: math.prod(shape)].expand(shape).clone()
+    if tuple(shape[-1:]) == (8,) and len(shape) == 4 and "label" in name:
+        rows = torch.zeros(shape)
+        rows[..., 1] = 1
+        rows[..., 3:7] = torch.tensor([0.2, 0.2, 0.7, 0.8])
+        return rows
+    if name in ("clip_markers", "cont"):
+        return torch.ones(shape)
+    if is_label(name, net):
+        return torch.randint(0, 2, shape).float()
+    return torch.randn(shape)
+
+
+def is_label(name: str, net) -> bool:
+    readers = [(net.layers[s], b) for v in net.values if v.name == name for s, b in v.readers]
+    return any(b and (layer.is_loss or layer.type in ("Accuracy", "SegAccuracy")) for layer, b in readers) or any(
+        word in name for word in ("label", "sim", "weights", "targets", "mask")
+    )
+
+
+def image_size(net) -> tuple[int, int]:
+    shapes = [s for s in input_shapes(net).values() if len(s) == 4 and s[1] == 3]
+    return tuple(shapes[0][2:]) if shapes else (SIDE, SIDE)
+
+
+def boxes(count: int, height: int, width: int) -> torch.Tensor:
+    """``[count, 4]`` of at least 16 pixels, inside the image."""
+    corner = torch.rand(count, 2) * 0.5
+    size = 0.2 + torch.rand(count, 2) * 0.3
+    scale = torch.tensor([width - 1.0, height - 1.0])
+    return torch.cat([corner * scale, (corner + size) * scale], 1).floor()
+
+
+def randomize(net) -> None:
+    """Weights that keep the size of what passes through them; statistics of mean 0 and variance 1."""
+    with torch.no_grad():
+        for layer in net.layers:
+            if layer.type in ("BatchNorm", "BN") and len(layer.blobs) >= 2:
+                for j, blob in enumerate(layer.blobs):
+                    blob.fill_(0.0 if j == (0 if layer.type == "BatchNorm" else 1) else 1.0)
+                continue
+            for blob in layer.blobs:
+                if blob.dim() >= 2 and blob.numel() > 1:
+                    blob.normal_(0, math.sqrt(1.0 / max(1, math.prod(blob.shape[1:]))))
