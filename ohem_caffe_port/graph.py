@@ -61,17 +61,13 @@ def connect(layers: list) -> tuple[list[Step], list[Value]]:
     """Resolves blob names to values.
 
     Raises:
-        PortError: a bottom that no earlier layer makes, a top that exists already, two layers of one name, or a wrong
-            number of ``propagate_down``.
+        PortError: a bottom that no earlier layer makes, a top that exists already, or a wrong number of
+            ``propagate_down``.
     """
     values: list[Value] = []
     steps: list[Step] = []
     current: dict[str, int] = {}
-    names: set[str] = set()
     for i, layer in enumerate(layers):
-        if layer.name in names:
-            raise PortError("another layer has this name", layer=layer.name, field="name")
-        names.add(layer.name)
         if len(layer.propagate_down) not in (0, len(layer.bottom)):
             raise PortError(
                 f"{len(layer.propagate_down)} values for {len(layer.bottom)} bottoms",

@@ -119,7 +119,10 @@ class Net(nn.Module):
             self.layers.append(layer)
             self.warnings += layer.warnings
         self.steps, self.values = connect([layer.param for layer in self.layers])
-        self.layer_by_name = {layer.name: layer for layer in self.layers}
+        self.layer_by_name: dict[str, Layer] = {}
+        for layer in self.layers:
+            if self.layer_by_name.setdefault(layer.name, layer) is not layer:  # Caffe lets that pass without a word
+                self.warnings.append(f"two layers are named '{layer.name}'; weights load into the first")
         self._infer_shapes()
         self._share_params()
         self._plan(param)
@@ -192,7 +195,7 @@ class Net(nn.Module):
                 layer.frozen[j] = spec.lr_mult == 0
                 shared.users.append((layer.name, j))
                 layer.blobs[j] = shared.blob
-        self.params = {layer.name: list(layer.blobs) for layer in self.layers if len(layer.blobs)}
+        self.params = {layer.name: list(layer.blobs) for layer in self.layer_by_name.values() if len(layer.blobs)}
 
     @staticmethod
     def _shapes_agree(owner: Tensor, blob: Tensor, spec) -> bool:

@@ -2,7 +2,7 @@
 
     python tests/corpus.py FOLDER [--json FILE] [--markdown FILE] [--jobs 2]
 
-Each different file counts once. A net is built in the phases that it is made for, TEST where it has no loss, and runs
+A net is built in the phases that it is made for, TEST where it has no loss, and runs
 one forward, and backward where there is a loss. Layers that read data from files are replaced by inputs of the same
 names, because their data are not here. Prints what failed and a table, one row for each folder at the top of FOLDER;
 exits with 1 when a file does not parse or fewer than 95% of the nets run.
@@ -38,17 +38,16 @@ SUFFIXES = {".prototxt", ".pt", ".pbtxt"}
 ENOUGH = 0.95
 
 
-def find_files(folder: Path) -> dict[str, Path]:
-    """``{path below the folder: file}``, one of each content; binary files that share a suffix are left out."""
-    found, seen = {}, set()
+def find_files(folder: Path, only: str = "") -> dict[str, list[str]]:
+    """``{digest: paths below the folder}`` of the files whose path holds ``only``; binary ones that share a suffix with
+    prototxts are left out."""
+    found = defaultdict(list)
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or not SUFFIXES & set(path.suffixes):
-            continue
-        data = path.read_bytes()
-        digest = hashlib.sha256(data).digest()
-        if b"\0" not in data and digest not in seen:
-            seen.add(digest)
-            found[str(path.relative_to(folder))] = path
+        name = str(path.relative_to(folder))
+        if only in name and path.is_file() and SUFFIXES & set(path.suffixes):
+            data = path.read_bytes()
+            if b"\0" not in data:
+                found[hashlib.sha256(data).hexdigest()].append(name)
     return found
 
 
@@ -114,10 +113,12 @@ def _examine(task):
 
 
 def summarize(results: dict[str, dict]) -> list[tuple]:
-    """Rows ``(folder, files, parsed, nets, ran)``, and one of all."""
+    """Rows ``(folder, files, parsed, nets, ran)``, and one of all in which each different file counts once."""
     groups = defaultdict(list)
-    for name, result in results.items():
-        groups[name.split("/")[0].replace("+", "/") if "/" in name else "."].append(result)
+    for result in results.values():
+        folders = {name.split("/")[0].replace("+", "/") if "/" in name else "." for name in result["files"]}
+        for folder in folders:
+            groups[folder].append(result)
     rows = []
     for group, members in [*sorted(groups.items()), ("all", list(results.values()))]:
         nets = [r for r in members if r["kind"] == "net"]
@@ -131,10 +132,11 @@ def markdown(results: dict[str, dict]) -> str:
     lines = [
         "# The corpus run",
         "",
-        "Made by `python tests/corpus.py FOLDER --markdown docs/corpus.md` on public repositories' prototxts, which are",
-        "not part of this project. Each different file counts once. A net *runs* when it is built in every phase it is",
-        "made for and passes forward, and backward where it has a loss, with random weights and small inputs; layers",
-        "that read data from files are replaced by inputs of the same names.",
+        "Made by `python tests/corpus.py FOLDER --markdown docs/corpus.md` on prototxts of public repositories, which",
+        "are no part of this project. A file that several repositories share counts in each of them, and once in all.",
+        "A net *runs* when it is built in every phase it is made for and passes forward, and backward where it has a",
+        "loss, with random weights and small inputs; layers that read data from files are replaced by inputs of the",
+        "same names.",
         "",
         "| repository | files | parsed | nets | run |",
         "| --- | --- | --- | --- | --- |",
@@ -184,15 +186,16 @@ def main() -> int:
     args = parser.parse_args()
     if not args.folder.is_dir():
         parser.error(f"{args.folder} is not a folder")
-    tasks = [(name, path, args.seconds) for name, path in find_files(args.folder).items() if args.only in name]
+    files = find_files(args.folder, args.only)
+    tasks = [(digest, args.folder / names[0], args.seconds) for digest, names in files.items()]
     if not tasks:
         parser.error(f"no prototxt under {args.folder}")
     results = {}
     with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=50) as pool:
-        for name, result in tqdm(
-            pool.imap_unordered(_examine, tasks), total=len(tasks), disable=not sys.stderr.isatty()
-        ):
-            results[name] = result
+        done = pool.imap_unordered(_examine, tasks)
+        for digest, result in tqdm(done, total=len(tasks), disable=not sys.stderr.isatty()):
+            name = files[digest][0]
+            results[name] = result | {"files": files[digest]}
             if not result["parsed"]:
                 tqdm.write(f"PARSE {name}: {result['reason']}", file=sys.stdout)
             elif result["kind"] == "net" and not result["ran"]:

@@ -95,6 +95,12 @@ def train_detector(args, cfg, solver: Solver) -> list[Path]:
 
 def train_net(args, solver: Solver) -> list[Path]:
     """Trains as ``caffe train`` does, with the solver's own tests and snapshots, and prints what Caffe prints."""
+    if solver.net.inputs:
+        raise PortError(
+            f"nothing fills its inputs {', '.join(solver.net.inputs)}; a net to train has a data layer",
+            file=solver.net.source,
+            hint="was the test net given in the place of the training net?",
+        )
     prefix = Path(solver.param.snapshot_prefix or "snapshot")
     if args.output:
         prefix = Path(args.output) / prefix.name

@@ -75,7 +75,6 @@ def test_in_place_layers_make_new_values():
         ('layer { name: "x" type: "ReLU" bottom: "late" top: "y" } layer { name: "z" type: "ReLU" top: "late" }',
          "only later, by layer 'z'", "x", "bottom"),
         ('layer { name: "x" type: "ReLU" bottom: "w" top: "data" }', "made by an earlier layer", "x", "top"),
-        ('layer { name: "in" type: "ReLU" bottom: "data" top: "y" }', "another layer has this name", "in", "name"),
         ('layer { name: "x" type: "ReLU" bottom: "data" top: "y" propagate_down: true propagate_down: true }',
          "2 values for 1 bottoms", "x", "propagate_down"),
         ('layer { name: "x" type: "ReLU" bottom: "data" top: "y" top: "y" }', "made by an earlier layer", "x", "top"),

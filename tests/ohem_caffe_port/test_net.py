@@ -84,6 +84,15 @@ def test_state_in_the_file_is_merged(build, inputs_of):
     assert build('state { stage: "t" level: 2 }' + text, stages=["s"]).outputs == ["r"]
 
 
+def test_two_layers_of_one_name(build, inputs_of):
+    """Caffe lets it pass; weights load into the first."""
+    twice = 'layer { name: "ip" type: "InnerProduct" bottom: "x" top: "%s" inner_product_param { num_output: %d } }'
+    net = build(inputs_of(x=(1, 4)) + twice % ("a", 2) + twice % ("b", 3))
+    assert "two layers are named 'ip'; weights load into the first" in net.warnings
+    assert [tuple(p.shape) for p in net.params["ip"]] == [(2, 4), (2,)]
+    assert len(net.learnable_params) == 4
+
+
 def test_phase_must_exist():
     with pytest.raises(PortError, match="TRAIN or TEST"):
         Net(prototxt.parse_net('layer { name: "x" type: "Input" top: "x" }'), "train")

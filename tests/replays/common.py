@@ -110,3 +110,11 @@ def compare_weights(found, net, golden, prefix, kind="weights") -> None:
     for key in (k for k in golden.files if k.startswith(prefix)):
         layer, j = key[len(prefix) :].rsplit("/", 1)
         found.add(kind, flat(net.params[layer][int(j)]), golden[key], key)
+
+
+def compare_history(found, solver, golden) -> None:
+    """``history/<i>``: the solver's blobs in Caffe's order, all parameters' first ones, then all second ones."""
+    history = [h[slot] for slot in range(len(solver.history[0])) for h in solver.history]
+    for i, blob in enumerate(history):
+        if f"history/{i}" in golden:
+            found.add("history", flat(blob), golden[f"history/{i}"], f"history/{i}")

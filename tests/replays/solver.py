@@ -10,7 +10,7 @@ import prototxt
 from ohem_caffe_port.solver import Solver
 from ohem_caffe_port.weights import copy_from
 
-from .common import Differences, compare_weights, flat, register_stub
+from .common import Differences, compare_history, compare_weights, register_stub
 
 
 def replay_solver(folder: Path) -> dict:
@@ -37,11 +37,7 @@ def replay_solver(folder: Path) -> dict:
         solver.step()
         compare_weights(found, net, golden, f"w/{t + 1}/")
     found.add("losses", losses, golden["loss_sub"], "loss_sub")
-    slots = range(len(solver.history[0]))
-    history = [h[slot] for slot in slots for h in solver.history]
-    for i, blob in enumerate(history):
-        if f"history/{i}" in golden:
-            found.add("history", flat(blob), golden[f"history/{i}"], f"history/{i}")
+    compare_history(found, solver, golden)
     # what Caffe saved half-way leads to the same end
     for state in sorted(folder.glob("snap_iter_*.solverstate")):
         resumed = Solver(folder / "solver.prototxt")

@@ -14,6 +14,7 @@ from ohem_caffe_port.net import Net
 from prototxt import CaffePortError, caffe_pb2
 
 SIDE = 256  # pixels of an image, where the net does not say
+DIGIT = 28  # of an MNIST image, which some nets insist on
 ROIS = 8
 SELF_SUPPLIED = {"DummyData", "Parameter"}  # without bottoms, and in need of no file
 
@@ -51,8 +52,13 @@ def run_net(net_param, phase: str, path) -> dict:
         layer.ClearField("include")
         layer.ClearField("exclude")
     cfg = config_for(kept, phase, path)
-    replace_sources(kept, phase, cfg)
-    net = Net(kept, phase, cfg=cfg, path=None)
+    try:
+        net = build(kept, phase, cfg, side=SIDE, channels=3)
+    except CaffePortError:
+        try:
+            net = build(kept, phase, cfg, side=DIGIT, channels=1)
+        except CaffePortError:
+            net = build(kept, phase, cfg, side=SIDE, channels=3)  # its message is the one to tell
     randomize(net)
     inputs = {name: value_of(name, shape, net) for name, shape in input_shapes(net).items()}
     net(**inputs)
@@ -62,6 +68,14 @@ def run_net(net_param, phase: str, path) -> dict:
             raise RunError(f"the loss is {net.loss.item()}")
         net.backward()
     return {"ran": True, "backward": has_loss, "layers": len(net.layers)}
+
+
+def build(net_param, phase: str, cfg, side: int, channels: int) -> Net:
+    """The net on images of this size, where it does not state another."""
+    copy = caffe_pb2.NetParameter()
+    copy.CopyFrom(net_param)
+    replace_sources(copy, phase, cfg, side, channels)
+    return Net(copy, phase, cfg=cfg)
 
 
 def config_for(net, phase: str, path) -> Config:
@@ -77,7 +91,7 @@ def config_for(net, phase: str, path) -> Config:
 # ---- shapes
 
 
-def replace_sources(net, phase: str, cfg) -> None:
+def replace_sources(net, phase: str, cfg, side: int, channels: int) -> None:
     """Every layer that would read files becomes an ``Input`` layer; images become small."""
     for layer in list(net.layer):
         if layer.bottom or not layer.top or layer.type in SELF_SUPPLIED:
@@ -86,7 +100,7 @@ def replace_sources(net, phase: str, cfg) -> None:
             shapes = {top: tuple(_declared(layer, i)) for i, top in enumerate(layer.top)}
             shapes = {top: smaller(shape) for top, shape in shapes.items()}
         else:
-            shapes = shapes_of_source(layer)
+            shapes = shapes_of_source(layer, side, channels)
         reshape_inputs(net, shapes)
     settle_labels(net, phase, cfg)
 
@@ -104,16 +118,16 @@ def smaller(shape):
     return (min(n, 2), c, h, w) if h * w <= 640 * 640 else (min(n, 2), c, 320, 320 * w // h // 32 * 32 or 320)
 
 
-def shapes_of_source(layer) -> dict[str, tuple[int, ...]]:
+def shapes_of_source(layer, side: int, channels: int) -> dict[str, tuple[int, ...]]:
     """Plausible shapes of a data layer's tops, by the names that the projects use."""
     crop = layer.transform_param.crop_size
     resize = layer.transform_param.resize_param if layer.transform_param.HasField("resize_param") else None
-    height = crop or (resize.height if resize else 0) or layer.image_data_param.new_height or SIDE
-    width = crop or (resize.width if resize else 0) or layer.image_data_param.new_width or SIDE
+    height = crop or (resize.height if resize else 0) or layer.image_data_param.new_height or side
+    width = crop or (resize.width if resize else 0) or layer.image_data_param.new_width or side
     one = any(top in ("rois", "im_info", "gt_boxes") for top in layer.top) or layer.type == "Python"
     batch = 1 if one else 2
     memory = layer.memory_data_param
-    channels = memory.channels or 3
+    channels = memory.channels or (2 if layer.top[0] == "pair_data" else channels)
     if memory.height:
         height, width = memory.height, memory.width
     shapes = {}

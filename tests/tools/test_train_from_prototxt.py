@@ -149,7 +149,7 @@ def test_where_results_go_by_default(workspace, monkeypatch):
 )
 def test_how_many_iterations(workspace, monkeypatch, max_iter, options, expected):
     tool, asked = workspace.tools.train_from_prototxt, []
-    monkeypatch.setattr(tool, "train", lambda trainer, iterations: asked.append(iterations) or [])
+    monkeypatch.setattr(tool.Trainer, "run", lambda trainer, iterations, step: asked.append(iterations) or [])
     if max_iter is not None:
         workspace.replace(SOLVER, "display", f"max_iter: {max_iter}\ndisplay")
     done = workspace.run(tool, ("model/solver.prototxt", "--gpu", "-1", "--data", "data", "--output", "new", *options))
@@ -306,7 +306,7 @@ BAD_NETS = {
     "param_str broken": (net(NUM_CLASSES, '"{"'), "", ["layer 'data': python_param.param_str: not YAML"]),
     "21 classes": (lambda w: w.write_net(21), "", ["layer 'data'", "num_classes is 21, the data set has 7"]),
     "5 classes": (lambda w: w.write_net(5), "", ["layer 'data'", "num_classes is 5, the data set has 7"]),
-    "a test net": (solver("train.prototxt", "test.prototxt"), "", ["no layer of the net takes images with RoIs"]),
+    "a test net": (solver("train.prototxt", "test.prototxt"), "", ["nothing fills its inputs data, rois"]),
     "a net for a solver": (
         untouched, "--solver-is model/train.prototxt", ["this is a net, where a solver is expected"],
     ),

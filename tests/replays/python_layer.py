@@ -1,0 +1,114 @@
+"""Python layers of known projects, each inside a net of its own: outputs and how much randomness they used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import ohem_caffe_port.python_layers  # noqa: F401  fills the registry
+import prototxt
+from ohem_caffe_port.config import Config
+from ohem_caffe_port.layers import PYTHON_LAYERS
+from ohem_caffe_port.net import Net
+from prototxt import CaffePortError
+
+from .common import Differences, flat
+
+TIGHT = {"outputs": {"rel": 1e-6}, "indices": {"abs": 0}, "randomness": {"abs": 0}}
+WHOLE = ("labels", "weights")  # in the names of tops with values that are exact or wrong
+
+
+def unknown_python_layers(base: Path, entry: dict) -> set[str]:
+    """What a case needs and is not here: Python layers that are not registered, or a form that cannot be replayed."""
+    if "cfg_overrides" not in entry:
+        return {entry.get("layer") or entry["function"]}
+    net = prototxt.read_net(f"{base}.prototxt")
+    layers = {(x.python_param.module, x.python_param.layer) for x in net.layer if x.type == "Python"}
+    return {".".join(key) for key in layers - set(PYTHON_LAYERS)}
+
+
+def replay_python_layer(base: Path, entry: dict) -> dict:
+    """One case: the tops for the recorded bottoms, and the next numbers of the random stream."""
+    found = Differences(TIGHT)
+    arrays = np.load(f"{base}.npz")
+    cfg, phase = Config(), entry["phase"]
+    cfg.merge({phase: entry["cfg_overrides"]}, source=base.name)
+    rng = np.random.RandomState(entry["np_seed"])
+    net = Net(f"{base}.prototxt", phase, cfg=cfg, rng=rng)
+    inputs = {name: torch.from_numpy(arrays[f"in/{name}"]) for name in net.inputs}
+    outputs = {key for key in arrays.files if key.startswith("out/")}
+    if base.name.startswith("Proposal__tied"):
+        inputs, scores = without_ties(net.layer_by_name["L"], inputs, arrays)
+        outputs.remove("out/scores")
+        found.add("outputs", scores, arrays["out/scores"], "out/scores")
+    net(**inputs)
+    for key in sorted(outputs):
+        whole = any(word in key for word in WHOLE)
+        found.add("indices" if whole else "outputs", flat(net.blobs[key[4:]]), arrays[key], key)
+    _, keys, position, *_ = rng.get_state()
+    digest = np.frombuffer(hashlib.sha1(keys.tobytes()).digest(), dtype=np.uint8)
+    found.add("randomness", position, arrays["np_state_after/pos"], "np_state_after/pos")
+    found.add("randomness", digest, arrays["np_state_after/keys_sha1"], "np_state_after/keys_sha1")
+    following = arrays["np_next_randint"]
+    found.add("randomness", rng.randint(0, 2**31 - 1, following.shape), following, "np_next_randint")
+    return found.report()
+
+
+def without_ties(layer, inputs: dict, arrays) -> tuple[dict, np.ndarray]:
+    """Inputs of a ProposalLayer whose scores are ranks, and the scores of the boxes that Caffe kept.
+
+    numpy's unstable sort decided between equal scores. Of equals those go first that Caffe kept, in its order; if its
+    result is that of a greedy suppression at all, this order leads to the very same one.
+    """
+    cfg, count = layer.context.cfg.TEST, len(layer.anchors)
+    settings = {"RPN_PRE_NMS_TOP_N": -1, "RPN_POST_NMS_TOP_N": -1, "RPN_NMS_THRESH": 1.0}
+    stated = {key: getattr(cfg, key) for key in settings}
+    vars(cfg).update(settings)  # every box, none suppressed
+    boxes, scores, rows = (flat(v) for v in layer.propose(list(inputs.values())))
+    vars(cfg).update(stated)
+    kept = arrays["out/rois"][:, 1:]
+    distance = np.abs(boxes[None] - kept[:, None]).max(2) + np.abs(scores[None] - arrays["out/scores"])
+    match = distance.argmin(1)
+    turn = np.full(len(boxes), len(boxes))
+    turn[match] = np.arange(len(kept))
+    ranks = np.empty(len(boxes), np.float32)
+    ranks[np.lexsort((-turn, scores))] = np.arange(1, len(boxes) + 1)
+    name = next(iter(inputs))
+    ranked = inputs[name].clone()
+    height, width = ranked.shape[2:]
+    by_row = np.zeros(height * width * count, np.float32)
+    by_row[rows] = ranks
+    ranked[0, count:] = torch.from_numpy(by_row.reshape(height, width, count).transpose(2, 0, 1))
+    return inputs | {name: ranked}, scores[match][:, None]
+
+
+def replay_python_layers(folder: Path) -> dict:
+    """All cases of an index; layers that are not registered are named, and count as missing."""
+    index = json.loads((folder / "index.json").read_text())
+    cases, missing = {}, {}
+    for name, entry in index.items():
+        if unknown := unknown_python_layers(folder / name, entry):
+            missing[name] = sorted(unknown)
+            continue
+        try:
+            cases[name] = replay_python_layer(folder / name, entry)
+        except CaffePortError as error:
+            cases[name] = {"ok": False, "error": str(error), "differences": {}}
+    worst: dict[str, dict] = {}
+    for name, case in cases.items():
+        for kind, entry in case["differences"].items():
+            if kind not in worst or entry["rel"] > worst[kind]["rel"]:
+                worst[kind] = {"abs": entry["abs"], "rel": entry["rel"], "at": name}
+    failed = {name: case for name, case in cases.items() if not case["ok"]}
+    return {
+        "ok": not failed and not missing,
+        "differences": worst,
+        "cases": len(index),
+        "replayed": len(cases),
+        "failed": failed,
+        "unknown_layers": missing,
+    }
