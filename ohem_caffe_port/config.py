@@ -18,15 +18,36 @@ RANGES = {
     "TRAIN.SCALES": (1, math.inf),
     "TRAIN.MAX_SIZE": (1, math.inf),
     "TRAIN.IMS_PER_BATCH": (1, math.inf),
-    "TRAIN.BATCH_SIZE": (1, math.inf),
+    "TRAIN.BATCH_SIZE": (-1, math.inf),
     "TRAIN.FG_FRACTION": (0, 1),
+    "TRAIN.RPN_FG_FRACTION": (0, 1),
+    "TRAIN.RPN_BATCHSIZE": (1, math.inf),
+    "TRAIN.SCALE_MULTIPLE_OF": (1, math.inf),
     "TRAIN.SNAPSHOT_ITERS": (1, math.inf),
     "TRAIN.PREFETCH_WORKERS": (0, math.inf),
     "TEST.SCALES": (1, math.inf),
     "TEST.MAX_SIZE": (1, math.inf),
+    "TEST.SCALE_MULTIPLE_OF": (1, math.inf),
     "RNG_SEED": (0, 2**32 - 1),
 }
+NOT_ZERO = {"TRAIN.BATCH_SIZE"}
 ANY_LENGTH = {"TRAIN.SCALES", "TEST.SCALES"}  # all other lists are as long as their default
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML and the one Python object that files of these projects contain, a tuple of plain values."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node)))
+
+
+def read_yaml(text: str):
+    """The value of a YAML text; nothing in it is executed.
+
+    Raises:
+        yaml.YAMLError: not YAML, or with objects of Python in it.
+    """
+    return yaml.load(text, _Loader)
 
 
 @dataclass
@@ -34,7 +55,8 @@ class TrainConfig:
     SCALES: tuple = (600,)  # shorter side of the image; one of them at random for each image
     MAX_SIZE: int = 1000  # longest side of the scaled image
     IMS_PER_BATCH: int = 2
-    BATCH_SIZE: int = 128  # RoIs in a minibatch
+    SCALE_MULTIPLE_OF: int = 1  # PVANet: both sides of the scaled image are cut to multiples of it
+    BATCH_SIZE: int = 128  # RoIs in a minibatch; -1: all (py-R-FCN)
     FG_FRACTION: float = 0.25
     FG_THRESH: float = 0.5  # foreground: overlap >= FG_THRESH
     BG_THRESH_HI: float = 0.5  # background: overlap in [LO, HI)
@@ -53,18 +75,22 @@ class TrainConfig:
     BBOX_NORMALIZE_STDS: tuple = (0.1, 0.1, 0.2, 0.2)
     PROPOSAL_METHOD: str = "selective_search"
     ASPECT_GROUPING: bool = True
-    HAS_RPN: bool = False
-    RPN_POSITIVE_OVERLAP: float = 0.7
-    RPN_NEGATIVE_OVERLAP: float = 0.3
-    RPN_CLOBBER_POSITIVES: bool = False
+    AGNOSTIC: bool = False  # one box for all classes: targets in columns 4 to 7 (py-R-FCN)
+    HAS_RPN: bool = False  # proposals come from the net itself; implied by a net whose data layer gives im_info
+    RPN_POSITIVE_OVERLAP: float = 0.7  # anchors are positive from this overlap on, and the best one of each object
+    RPN_NEGATIVE_OVERLAP: float = 0.3  # and negative below this one
+    RPN_CLOBBER_POSITIVES: bool = False  # negative wins where both hold
     RPN_FG_FRACTION: float = 0.5
-    RPN_BATCHSIZE: int = 256
+    RPN_BATCHSIZE: int = 256  # anchors that train, at most RPN_FG_FRACTION of them positive
     RPN_NMS_THRESH: float = 0.7
-    RPN_PRE_NMS_TOP_N: int = 12000
+    RPN_PRE_NMS_TOP_N: int = 12000  # proposals before and after suppression; 0 or less: all
     RPN_POST_NMS_TOP_N: int = 2000
-    RPN_MIN_SIZE: int = 16
+    RPN_MIN_SIZE: int = 16  # least side of a proposal, in pixels of the unscaled image
     RPN_BBOX_INSIDE_WEIGHTS: tuple = (1.0, 1.0, 1.0, 1.0)
-    RPN_POSITIVE_WEIGHT: float = -1.0
+    RPN_POSITIVE_WEIGHT: float = -1.0  # share of the positive anchors in the weights; below 0: all anchors alike
+    RPN_NORMALIZE_TARGETS: bool = False  # anchors' targets are normalised by the next two keys (py-R-FCN)
+    RPN_NORMALIZE_MEANS: tuple = (0.0, 0.0, 0.0, 0.0)
+    RPN_NORMALIZE_STDS: tuple = (0.1, 0.1, 0.2, 0.2)
     USE_OHEM: bool = False  # all RoIs of an image go into the net; implied by a net that mines
     OHEM_USE_NMS: bool = True
     OHEM_NMS_THRESH: float = 0.7
@@ -75,15 +101,20 @@ class TrainConfig:
 class TestConfig:
     SCALES: tuple = (600,)
     MAX_SIZE: int = 1000
+    SCALE_MULTIPLE_OF: int = 1
     NMS: float = 0.3
     SVM: bool = False
     BBOX_REG: bool = True
-    HAS_RPN: bool = False
+    AGNOSTIC: bool = False  # bbox_pred has one box for all classes, in columns 4 to 7; implied by its width
+    HAS_RPN: bool = False  # boxes come from the net's blob rois; implied by its input im_info
     PROPOSAL_METHOD: str = "selective_search"
     RPN_NMS_THRESH: float = 0.7
     RPN_PRE_NMS_TOP_N: int = 6000
     RPN_POST_NMS_TOP_N: int = 300
     RPN_MIN_SIZE: int = 16
+    BBOX_VOTE: bool = False  # PVANet: survivors of NMS become score-weighted means of the boxes they overlap
+    BBOX_VOTE_N_WEIGHTED_SCORE: int = 1  # above 1: their scores too, over so many boxes
+    BBOX_VOTE_WEIGHT_EMPTY: float = 0.5
     IMDB: str = ""
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -97,6 +128,7 @@ class Config:
     TEST: TestConfig = field(default_factory=TestConfig)
     DEDUP_BOXES: float = 1.0 / 16.0  # scale at which two RoIs count as the same one; 0 switches it off
     PIXEL_MEANS: tuple = (102.9801, 115.9465, 122.7717)  # BGR
+    PIXEL_STDS: tuple = (1.0, 1.0, 1.0)  # BGR; the image is divided by them after the means are subtracted
     RNG_SEED: int = 3
     EPS: float = 1e-14
     DATA_DIR: str = "data"  # holds VOCdevkit<year> and selective_search_data
@@ -123,7 +155,7 @@ class Config:
     def merge_file(self, path) -> None:
         """Takes over a YAML file such as the original's ``experiments/cfgs/*.yml``; nothing in it is executed."""
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            values = read_yaml(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise PortError(f"cannot read the configuration: {error.strerror}", file=path) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -185,9 +217,10 @@ def _in_range(value, old, name: str, source: str):
     if isinstance(old, tuple) and len(value) != len(old) and name not in ANY_LENGTH:
         raise PortError(f"{name} must be {len(old)} numbers (default {old!r}), not {len(value)}", file=source)
     low, high = RANGES.get(name, (-math.inf, math.inf))
-    if name in RANGES and not all(low <= v <= high for v in (value if isinstance(value, tuple) else (value,))):
+    numbers = value if isinstance(value, tuple) else (value,)
+    if name in RANGES and not all(low <= v <= high and (v or name not in NOT_ZERO) for v in numbers):
         wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise PortError(f"{name} must be {wanted}, not {value!r}", file=source)
+        raise PortError(f"{name} must be {wanted}{' and not 0' * (name in NOT_ZERO)}, not {value!r}", file=source)
     return value
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from .config import Config
 from .data.minibatch import read_image
 from .data.pascal_voc import read_annotation
-from .detect import detections_by_class, detector_classes, im_detect
+from .detect import detections_by_class, detector_form, im_detect
 from .errors import PortError
 from .evaluate import VocResult, evaluate_voc, read_comp4
 from .net import Net
@@ -26,7 +26,7 @@ def test_net(
 ) -> list[list[np.ndarray]]:
     """Detections of all images of ``imdb``: ``all_boxes[class][image]`` is ``[N, 5]`` ``(x1, y1, x2, y2, score)``.
 
-    Proposals are the roidb's boxes that are no ground truth, as in the original's ``test_net``.
+    Proposals are the roidb's boxes that are no ground truth, as in the original's ``test_net``, or the net's own.
 
     Args:
         thresh, max_per_image: see :func:`detections_by_class`.
@@ -35,17 +35,20 @@ def test_net(
     Raises:
         PortError: an image without proposals, or a net with another number of classes than the data set.
     """
-    classes = detector_classes(net, cfg)
-    if classes != imdb.num_classes:
+    form = detector_form(net, cfg)
+    if form.classes != imdb.num_classes:
         raise PortError(
-            f"the net scores {classes} classes, {imdb.name} has {imdb.num_classes} (background included)",
+            f"the net scores {form.classes} classes, {imdb.name} has {imdb.num_classes} (background included)",
             file=net.source,
             hint="give the data set that the net was trained for",
         )
-    proposals = [entry["boxes"][entry["gt_classes"] == 0] for entry in imdb.roidb]
-    for i, boxes in enumerate(proposals):
-        if not len(boxes):
-            raise PortError(f"image {imdb.image_index[i]} has no proposals", hint="give proposals for this image set")
+    proposals: list = [None] * imdb.num_images
+    if not form.has_rpn:
+        proposals = [entry["boxes"][entry["gt_classes"] == 0] for entry in imdb.roidb]
+        for i, boxes in enumerate(proposals):
+            if not len(boxes):
+                hint = "give proposals for this image set"
+                raise PortError(f"image {imdb.image_index[i]} has no proposals", hint=hint)
     all_boxes: list[list[np.ndarray]] = [[] for _ in range(imdb.num_classes)]
     for i in range(imdb.num_images):
         image = read_image(imdb.image_path_at(i))

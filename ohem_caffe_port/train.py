@@ -13,6 +13,7 @@ from converters import write_caffemodel
 from prototxt.files import replacing
 
 from .config import Config
+from .data.loader import rng_from_arrays, rng_to_arrays
 from .data.roidb import add_bbox_regression_targets, filter_roidb
 from .errors import PortError
 from .net import Net
@@ -206,6 +207,7 @@ class Trainer:
             state["cuda_rng"] = torch.cuda.get_rng_state(self.net.device).numpy()
         for name, blobs in self._normalized_params():
             state |= {f"{name}/{j}": blob.detach().cpu().numpy() for j, blob in enumerate(blobs)}
+        state |= {f"net/{k}": v for k, v in rng_to_arrays(self.net.rng.get_state()).items()}
         return state | {f"data/{k}": v for k, v in self.data_layer.loader.state_dict().items()}
 
     def _normalized_params(self):
@@ -238,6 +240,7 @@ class Trainer:
                     for j, blob in enumerate(blobs):
                         blob.copy_(torch.from_numpy(state[f"{name}/{j}"].reshape(blob.shape)))
             self.data_layer.loader.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("data/")})
+            self.net.rng.set_state(rng_from_arrays({k[4:]: v for k, v in state.items() if k.startswith("net/")}))
             self.solver._recent.extend(state["recent_losses"].astype(float).tolist())
             torch.set_rng_state(torch.from_numpy(state["torch_rng"]))
             if "cuda_rng" in state and self.net.device.type == "cuda":

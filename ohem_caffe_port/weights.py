@@ -66,7 +66,8 @@ def copy_from(net: Net, path) -> LoadReport:
             if blob is None:
                 continue
             shape = layer.blob_shapes[j]
-            if not _shapes_match(blob.shape, shape):
+            same_size = layer.type == "BN" and blob.size == target.numel()  # forks store (1, C) or (1, C, 1, 1)
+            if not (same_size or _shapes_match(blob.shape, shape)):
                 raise WeightsError(
                     f"parameter {j} has shape {blob.shape} in the file and {shape} in the net",
                     file=path,

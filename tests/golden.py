@@ -3,9 +3,9 @@
     python tests/golden.py FOLDER [FOLDER ...]
 
 A folder is a training run (``inputs.npz``), an end-to-end run (``info.json`` with ``sequence``), a solver case (or a
-folder of them), a layer index or a selection index. Prints one JSON object for each folder with the largest absolute
-and relative difference of each kind, and exits with 1 when one is above its tolerance. Relative differences are taken
-against the largest magnitude of the reference array; losses are compared one by one.
+folder of them), an index of layers or of Python layers, or a selection index. Prints one JSON object for each folder
+with the largest absolute and relative difference of each kind, and exits with 1 when one is above its tolerance.
+Relative differences are taken against the largest magnitude of the reference array; losses are compared one by one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ sys.path[:] = [str(_TESTS.parent), *(p for p in sys.path if p != str(_TESTS)), s
 
 from replays.end_to_end import replay_end_to_end
 from replays.layer import replay_layer, replay_layers  # noqa: F401  replay_layer is for test_golden.py
+from replays.python_layer import replay_python_layer, replay_python_layers, unknown_python_layers  # noqa: F401
 from replays.selection import replay_selection
 from replays.solver import replay_solver
 from replays.training import replay_training
@@ -44,6 +45,8 @@ def replay(folder) -> dict:
     first = next(iter(index.values()), {})
     if "file" in first:
         return replay_layers(folder)
+    if "np_seed" in first:
+        return replay_python_layers(folder)
     if "batch" in first and "use_nms" in first:
         return replay_selection(folder)
     if (folder / "info.json").exists() and "sequence" in json.loads((folder / "info.json").read_text()):

@@ -113,7 +113,8 @@ def pick_device(args, solver=None) -> torch.device:
         print(f"on the CPU, {torch.get_num_threads()} threads")
         return torch.device("cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    index = args.gpu if args.gpu is not None else solver.device_id if solver is not None else 0
+    wished = list(solver.device_id) if solver is not None else []
+    index = args.gpu if args.gpu is not None else wished[0] if wished else 0
     if index >= count:
         raise PortError(f"the solver's device_id is {index}; this machine has {count} CUDA devices", field="device_id")
     device = torch.device("cuda", index)

@@ -18,7 +18,9 @@ class MinibatchLoader:
     """Minibatches of shuffled images, in the original's ``RoIDataLayer`` order.
 
     Every random choice is made in this process, in sequence; with ``TRAIN.USE_PREFETCH`` worker processes only read
-    and scale images, so the stream is the same for any number of workers, and ahead of use.
+    and scale images, so the stream is the same for any number of workers, and ahead of use. Choices ahead of use are
+    made from a copy of ``rng``, which other layers of the net draw from meanwhile: where there are such layers, a net
+    sees other images than without prefetching (as with the original's ``BlobFetcher``).
 
     As in the original, a permutation is replaced when ``cur + IMS_PER_BATCH >= len(roidb)``: the last images of each
     permutation are not used.
@@ -30,11 +32,21 @@ class MinibatchLoader:
     def __init__(self, roidb: list[dict], num_classes: int, cfg: Config, rng: np.random.RandomState):
         self.roidb, self.num_classes, self.cfg, self.rng = roidb, num_classes, cfg, rng
         train = cfg.TRAIN
+        self.workers = train.PREFETCH_WORKERS if train.USE_PREFETCH else 0
+        if self.workers:
+            self.rng = np.random.RandomState()
+            self.rng.set_state(rng.get_state())
         if not roidb:
             raise PortError("the roidb is empty: there is nothing to train on")
         if len(roidb) < train.IMS_PER_BATCH:
             raise PortError(f"{len(roidb)} images for minibatches of TRAIN.IMS_PER_BATCH {train.IMS_PER_BATCH}")
-        if train.BATCH_SIZE % train.IMS_PER_BATCH:
+        if train.HAS_RPN and train.IMS_PER_BATCH != 1:
+            raise PortError(
+                f"TRAIN.IMS_PER_BATCH is {train.IMS_PER_BATCH}; a region proposal network takes one image at a time",
+                field="TRAIN.IMS_PER_BATCH",
+                hint="set it to 1",
+            )
+        if train.BATCH_SIZE > 0 and train.BATCH_SIZE % train.IMS_PER_BATCH:
             raise PortError(
                 f"TRAIN.IMS_PER_BATCH ({train.IMS_PER_BATCH}) must divide TRAIN.BATCH_SIZE ({train.BATCH_SIZE})"
             )
@@ -78,8 +90,7 @@ class MinibatchLoader:
     def next_minibatch(self) -> dict[str, np.ndarray]:
         """The next minibatch's blobs; see :func:`ohem_caffe_port.data.minibatch.load_minibatch`."""
         if self._batches is None:
-            train = self.cfg.TRAIN
-            workers = train.PREFETCH_WORKERS if train.USE_PREFETCH else 0
+            workers = self.workers
             loader = DataLoader(
                 _Minibatches(self),
                 sampler=_Plans(self),
@@ -103,10 +114,15 @@ class MinibatchLoader:
         """Ends the worker processes; the stream goes on from here if another minibatch is asked for."""
         if getattr(self._batches, "_workers", None):
             self._batches._shutdown_workers()
-        self._rewind(self._state)
+        self._go_to(self._position())
 
-    def _rewind(self, state: dict) -> None:
-        """Forgets what was planned ahead of ``state``."""
+    def _position(self) -> dict:
+        """After the last minibatch handed out. Without workers nothing is planned ahead of it, and the random stream is
+        where the net's layers left it."""
+        return self._state if self.workers else self._now()
+
+    def _go_to(self, state: dict) -> None:
+        """Goes on from ``state``; forgets what was planned ahead."""
         self._perm, self._cur = state["perm"], state["cur"]
         self.rng.set_state(state["rng"])
         self._states.clear()
@@ -119,9 +135,9 @@ class MinibatchLoader:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Where the stream stands after the last minibatch handed out, as plain arrays."""
-        _, keys, position, has_gauss, gauss = self._state["rng"]
-        numbers = np.array([position, has_gauss, self._state["cur"], len(self.roidb)], dtype=np.int64)
-        return {"perm": self._state["perm"], "rng_keys": keys, "numbers": numbers, "gauss": np.array(gauss)}
+        state = self._position()
+        numbers = np.array([state["cur"], len(self.roidb)], dtype=np.int64)
+        return {"perm": state["perm"], "numbers": numbers, **rng_to_arrays(state["rng"])}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Continues from :meth:`state_dict`.
@@ -130,7 +146,7 @@ class MinibatchLoader:
             PortError: the state is of a data set of another size.
             ValueError: it is not such a state.
         """
-        position, has_gauss, cur, images = (int(v) for v in state["numbers"])
+        cur, images = (int(v) for v in state["numbers"])
         if images != len(self.roidb):
             raise PortError(
                 f"the snapshot was made with {images} images; this data set has {len(self.roidb)}",
@@ -139,8 +155,19 @@ class MinibatchLoader:
         if sorted(state["perm"].tolist()) != list(range(images)):
             raise ValueError("its order of images is no permutation")
         self.close()
-        rng = ("MT19937", np.asarray(state["rng_keys"]), position, has_gauss, float(state["gauss"]))
-        self._rewind({"perm": np.asarray(state["perm"]), "cur": cur, "rng": rng})
+        self._go_to({"perm": np.asarray(state["perm"]), "cur": cur, "rng": rng_from_arrays(state)})
+
+
+def rng_to_arrays(state: tuple) -> dict[str, np.ndarray]:
+    """``RandomState.get_state()`` as plain arrays."""
+    _, keys, position, has_gauss, gauss = state
+    return {"rng_keys": keys, "rng_position": np.array([position, has_gauss]), "rng_gauss": np.array(gauss)}
+
+
+def rng_from_arrays(arrays: dict[str, np.ndarray]) -> tuple:
+    """What ``RandomState.set_state`` takes, from :func:`rng_to_arrays`."""
+    position, has_gauss = (int(v) for v in arrays["rng_position"])
+    return "MT19937", np.asarray(arrays["rng_keys"]), position, has_gauss, float(arrays["rng_gauss"])
 
 
 class _Plans(Sampler):

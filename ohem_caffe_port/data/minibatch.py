@@ -7,15 +7,15 @@ any number of them, without changing the result.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ..config import Config
 from ..errors import PortError
-from .image_size import is_cut_off
+from .images import read_image
 
 
 @dataclass
@@ -24,38 +24,55 @@ class MinibatchPlan:
 
     roidb_inds: list[int]
     scales: list[float]  # length in pixels that the shorter side gets
-    keep: list[np.ndarray]  # RoIs of the image, foreground first
+    keep: list[np.ndarray]  # RoIs of the image, foreground first; no elements with TRAIN.HAS_RPN
     num_fg: list[int]  # how many of them are foreground
 
 
 def plan_minibatch(roidb: list[dict], roidb_inds, cfg: Config, rng: np.random.RandomState) -> MinibatchPlan:
     """Draws scales and RoIs for the images ``roidb_inds``, using ``rng`` exactly as the original uses numpy's.
 
-    With ``TRAIN.USE_OHEM`` all RoIs stay (``_all_rois``); otherwise ``BATCH_SIZE / images`` are sampled for each image,
-    at most a fraction ``FG_FRACTION`` of them foreground (``_sample_rois``; Fast R-CNN, section 2.3).
+    With ``TRAIN.HAS_RPN`` no RoIs are drawn: the net proposes its own. With ``TRAIN.USE_OHEM`` all RoIs stay
+    (``_all_rois``); otherwise ``BATCH_SIZE / images`` are sampled for each image by :func:`sample_rois`.
     """
     train = cfg.TRAIN
     scale_inds = rng.randint(0, high=len(train.SCALES), size=len(roidb_inds))
-    if train.BATCH_SIZE % len(roidb_inds):
+    if train.BATCH_SIZE > 0 and train.BATCH_SIZE % len(roidb_inds):
         raise PortError(f"TRAIN.IMS_PER_BATCH ({len(roidb_inds)}) must divide TRAIN.BATCH_SIZE ({train.BATCH_SIZE})")
-    rois_per_image = train.BATCH_SIZE // len(roidb_inds)
     plan = MinibatchPlan([int(i) for i in roidb_inds], [train.SCALES[i] for i in scale_inds], [], [])
-    for i in roidb_inds:
+    for i in roidb_inds if not train.HAS_RPN else ():
         overlaps = roidb[i]["max_overlaps"]
-        fg_inds = np.where(overlaps >= train.FG_THRESH)[0]
         if train.USE_OHEM:
-            bg_inds = np.where(overlaps < train.BG_THRESH_HI)[0]
+            fg_inds = np.where(overlaps >= train.FG_THRESH)[0]
+            keep, num_fg = np.append(fg_inds, np.where(overlaps < train.BG_THRESH_HI)[0]), len(fg_inds)
         else:
-            bg_inds = np.where((overlaps < train.BG_THRESH_HI) & (overlaps >= train.BG_THRESH_LO))[0]
-            fg_size = int(min(np.round(train.FG_FRACTION * rois_per_image), fg_inds.size))
-            bg_size = min(rois_per_image - fg_size, bg_inds.size)
-            if fg_inds.size:
-                fg_inds = rng.choice(fg_inds, size=fg_size, replace=False)
-            if bg_inds.size:
-                bg_inds = rng.choice(bg_inds, size=bg_size, replace=False)
-        plan.keep.append(np.append(fg_inds, bg_inds))
-        plan.num_fg.append(len(fg_inds))
+            keep, num_fg = sample_rois(overlaps, len(roidb_inds), cfg, rng)
+        plan.keep.append(keep)
+        plan.num_fg.append(num_fg)
     return plan
+
+
+def sample_rois(max_overlaps, images: int, cfg: Config, rng: np.random.RandomState) -> tuple[np.ndarray, int]:
+    """Draws the RoIs of one image: ``BATCH_SIZE / images`` of them (all, where ``BATCH_SIZE`` is -1), at most a
+    fraction ``FG_FRACTION`` foreground, the rest background (Fast R-CNN, section 2.3).
+
+    Args:
+        max_overlaps: ``[R]`` IoU with the best ground-truth box.
+        images: in the minibatch.
+
+    Returns:
+        indices, foreground first, and the number of foreground ones.
+    """
+    train = cfg.TRAIN
+    wanted = train.BATCH_SIZE // images if train.BATCH_SIZE > 0 else sys.maxsize
+    fg_inds = np.where(max_overlaps >= train.FG_THRESH)[0]
+    bg_inds = np.where((max_overlaps < train.BG_THRESH_HI) & (max_overlaps >= train.BG_THRESH_LO))[0]
+    fg_size = int(min(np.round(train.FG_FRACTION * wanted), fg_inds.size))
+    bg_size = min(wanted - fg_size, bg_inds.size)
+    if fg_inds.size:
+        fg_inds = rng.choice(fg_inds, size=fg_size, replace=False)
+    if bg_inds.size:
+        bg_inds = rng.choice(bg_inds, size=bg_size, replace=False)
+    return np.append(fg_inds, bg_inds), fg_size
 
 
 def load_minibatch(roidb: list[dict], plan: MinibatchPlan, num_classes: int, cfg: Config) -> dict[str, np.ndarray]:
@@ -64,16 +81,24 @@ def load_minibatch(roidb: list[dict], plan: MinibatchPlan, num_classes: int, cfg
     Returns:
         data ``[N, 3, H, W]`` (BGR minus ``PIXEL_MEANS``, scaled, zero-padded to the largest), rois ``[R, 5]`` rows
         ``(image, x1, y1, x2, y2)`` in the scaled image, labels ``[R]`` and, with ``TRAIN.BBOX_REG``, bbox_targets,
-        bbox_inside_weights, bbox_outside_weights ``[R, 4 * num_classes]``.
+        bbox_inside_weights, bbox_outside_weights ``[R, 4 * num_classes]`` (``[R, 8]`` with ``TRAIN.AGNOSTIC``).
+        With ``TRAIN.HAS_RPN`` it is data ``[1, 3, H, W]``, im_info (:func:`image_info`) and gt_boxes ``[G, 5]``, rows
+        ``(x1, y1, x2, y2, class)`` in the scaled image.
 
     Raises:
         PortError: an image that is missing, cannot be decoded, or has another size than the annotations say.
     """
+    if cfg.TRAIN.HAS_RPN:
+        entry = roidb[plan.roidb_inds[0]]
+        image, im_scale = prep_image(entry_image(entry), cfg, plan.scales[0], cfg.TRAIN)
+        rows = entry["gt_classes"] > 0
+        gt_boxes = np.hstack([entry["boxes"][rows] * im_scale, entry["gt_classes"][rows, None]])
+        data = images_to_blob([image])
+        return {"data": data, "im_info": image_info(data, im_scale), "gt_boxes": gt_boxes.astype(np.float32)}
     images, rois, labels, targets = [], [], [], []
     for n, (i, scale, keep) in enumerate(zip(plan.roidb_inds, plan.scales, plan.keep, strict=True)):
         entry = roidb[i]
-        image = entry_image(entry)
-        image, im_scale = prep_image(image, cfg.PIXEL_MEANS, scale, cfg.TRAIN.MAX_SIZE)
+        image, im_scale = prep_image(entry_image(entry), cfg, scale, cfg.TRAIN)
         images.append(image)
         scaled = entry["boxes"][keep] * im_scale
         rois.append(np.hstack([np.full((len(keep), 1), n), scaled]).astype(np.float32))
@@ -84,30 +109,11 @@ def load_minibatch(roidb: list[dict], plan: MinibatchPlan, num_classes: int, cfg
             targets.append(entry["bbox_targets"][keep])
     blobs = {"data": images_to_blob(images), "rois": np.vstack(rois), "labels": np.hstack(labels)}
     if cfg.TRAIN.BBOX_REG:
-        expanded, inside = expand_bbox_targets(np.vstack(targets), num_classes, cfg.TRAIN.BBOX_INSIDE_WEIGHTS)
+        classes = 2 if cfg.TRAIN.AGNOSTIC else num_classes
+        expanded, inside = expand_bbox_targets(np.vstack(targets), classes, cfg.TRAIN)
         blobs["bbox_targets"], blobs["bbox_inside_weights"] = expanded, inside
         blobs["bbox_outside_weights"] = (inside > 0).astype(np.float32)
     return blobs
-
-
-def read_image(path) -> np.ndarray:
-    """An image file as ``[H, W, 3]`` uint8 BGR, as stored (no EXIF rotation, which annotations do not know either).
-
-    Raises:
-        PortError: it is missing, not an image, or a JPEG that was cut off.
-    """
-    try:
-        encoded = Path(path).read_bytes()
-    except OSError as error:
-        raise PortError(f"cannot read the image: {error.strerror}", file=path) from None
-    cut_off, image = is_cut_off(encoded), None
-    if encoded and not cut_off:
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), flags)
-    if image is None:
-        what = "not an image, or damaged" + (": the JPEG file is cut off" if cut_off else "")
-        raise PortError(what, file=path, hint="replace the file or remove it from the image set")
-    return image
 
 
 def entry_image(entry: dict) -> np.ndarray:
@@ -122,19 +128,38 @@ def entry_image(entry: dict) -> np.ndarray:
     return image[:, ::-1, :] if entry["flipped"] else image
 
 
-def prep_image(image: np.ndarray, pixel_means, target_size: float, max_size: float) -> tuple[np.ndarray, float]:
-    """Subtracts the means and scales the shorter side to ``target_size``, the longer to at most ``max_size``.
+def prep_image(image: np.ndarray, cfg: Config, target_size: float, phase) -> tuple[np.ndarray, float | np.ndarray]:
+    """Subtracts ``PIXEL_MEANS``, divides by ``PIXEL_STDS`` and scales the shorter side to ``target_size``, the longer
+    to at most ``MAX_SIZE``.
+
+    With ``SCALE_MULTIPLE_OF`` above 1 both sides are then cut down to multiples of it (PVANet), so that the scale is
+    one for each of x1, y1, x2, y2.
+
+    Args:
+        phase: ``cfg.TRAIN`` or ``cfg.TEST``, for the last two keys.
 
     Returns:
-        ``[H, W, 3]`` float32 and the scale.
+        ``[H, W, 3]`` float32, and the scale: a number, or ``[4]`` with ``SCALE_MULTIPLE_OF``.
     """
     image = image.astype(np.float32)
-    image -= np.asarray(pixel_means, dtype=np.float64)
+    image -= np.asarray(cfg.PIXEL_MEANS, dtype=np.float64)
+    image /= np.asarray(cfg.PIXEL_STDS, dtype=np.float64)
     shorter, longer = min(image.shape[:2]), max(image.shape[:2])
     im_scale = float(target_size) / float(shorter)
-    if np.round(im_scale * longer) > max_size:
-        im_scale = float(max_size) / float(longer)
-    return cv2.resize(image, None, fx=im_scale, fy=im_scale, interpolation=cv2.INTER_LINEAR), im_scale
+    if np.round(im_scale * longer) > phase.MAX_SIZE:
+        im_scale = float(phase.MAX_SIZE) / float(longer)
+    fx = fy = im_scale
+    multiple = phase.SCALE_MULTIPLE_OF
+    if multiple > 1:
+        fy, fx = (max(1, np.floor(side * im_scale / multiple)) * multiple / side for side in image.shape[:2])
+        im_scale = np.array([fx, fy, fx, fy])
+    return cv2.resize(image, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR), im_scale
+
+
+def image_info(data: np.ndarray, im_scale) -> np.ndarray:
+    """The blob ``im_info`` ``[1, 3]`` float32 of a data blob: height and width of the scaled image, and the scale; or
+    ``[1, 6]`` where that is one for each of x1, y1, x2, y2."""
+    return np.hstack([data.shape[2], data.shape[3], im_scale]).astype(np.float32)[None]
 
 
 def images_to_blob(images: list[np.ndarray]) -> np.ndarray:
@@ -146,13 +171,17 @@ def images_to_blob(images: list[np.ndarray]) -> np.ndarray:
     return blob
 
 
-def expand_bbox_targets(compact: np.ndarray, num_classes: int, inside_weights) -> tuple[np.ndarray, np.ndarray]:
+def expand_bbox_targets(compact: np.ndarray, num_classes: int, train) -> tuple[np.ndarray, np.ndarray]:
     """``[R, 5]`` rows ``(class, dx, dy, dw, dh)`` spread over four columns for each class: targets and inside weights,
-    both ``[R, 4 * num_classes]`` float32, zero for background."""
+    both ``[R, 4 * num_classes]`` float32, zero for background.
+
+    ``train`` is ``cfg.TRAIN``: its ``BBOX_INSIDE_WEIGHTS``, and ``AGNOSTIC``, with which every class counts as class 1.
+    """
     targets = np.zeros((len(compact), 4 * num_classes), dtype=np.float32)
     weights = np.zeros_like(targets)
     rows = np.where(compact[:, 0] > 0)[0]
-    columns = 4 * compact[rows, 0].astype(np.int64)[:, None] + np.arange(4)
+    classes = np.ones(len(rows), np.int64) if train.AGNOSTIC else compact[rows, 0].astype(np.int64)
+    columns = 4 * classes[:, None] + np.arange(4)
     targets[rows[:, None], columns] = compact[rows, 1:]
-    weights[rows[:, None], columns] = inside_weights
+    weights[rows[:, None], columns] = train.BBOX_INSIDE_WEIGHTS
     return targets, weights

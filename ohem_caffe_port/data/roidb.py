@@ -77,7 +77,8 @@ def add_bbox_regression_targets(roidb: list[dict], cfg) -> tuple[np.ndarray, np.
 
     Targets follow Fast R-CNN (Girshick, ICCV 2015; R-CNN appendix C) for RoIs with IoU >= BBOX_THRESH. With
     BBOX_NORMALIZE_TARGETS the mean is subtracted and the result divided by the standard deviation, each per class over
-    the whole roidb, or BBOX_NORMALIZE_MEANS / STDS for all classes with BBOX_NORMALIZE_TARGETS_PRECOMPUTED.
+    the whole roidb, or BBOX_NORMALIZE_MEANS / STDS for all classes with BBOX_NORMALIZE_TARGETS_PRECOMPUTED. With
+    AGNOSTIC (py-R-FCN) all classes together are class 1 of C = 2.
 
     Returns ``means, stds``, each [4 * C] float64 in the order class, coordinate. Classes without foreground have 0.
 
@@ -89,7 +90,7 @@ def add_bbox_regression_targets(roidb: list[dict], cfg) -> tuple[np.ndarray, np.
     if "max_classes" not in roidb[0]:
         raise PortError("the roidb is not prepared", hint="Call prepare_roidb (or get_training_roidb) first.")
     train = cfg.TRAIN
-    num_classes = roidb[0]["gt_overlaps"].shape[1]
+    num_classes = 2 if train.AGNOSTIC else roidb[0]["gt_overlaps"].shape[1]
     for entry in roidb:
         entry["bbox_targets"] = _compute_targets(entry, train.BBOX_THRESH)
 
@@ -97,13 +98,13 @@ def add_bbox_regression_targets(roidb: list[dict], cfg) -> tuple[np.ndarray, np.
         means = np.tile(np.array(train.BBOX_NORMALIZE_MEANS, dtype=np.float64), (num_classes, 1))
         stds = np.tile(np.array(train.BBOX_NORMALIZE_STDS, dtype=np.float64), (num_classes, 1))
     else:
-        means, stds = _target_statistics(roidb, num_classes, cfg.EPS)
+        means, stds = _target_statistics(roidb, num_classes, cfg)
 
     if train.BBOX_NORMALIZE_TARGETS:
         for entry in roidb:
             targets = entry["bbox_targets"]
             rows = np.flatnonzero(targets[:, 0] > 0)
-            classes = targets[rows, 0].astype(np.int64)
+            classes = _regression_classes(targets[rows, 0], cfg)
             _check_stds(stds, classes)
             values = targets[rows, 1:]  # float32 in between, as in the original
             values -= means[classes]
@@ -112,16 +113,22 @@ def add_bbox_regression_targets(roidb: list[dict], cfg) -> tuple[np.ndarray, np.
     return means.ravel(), stds.ravel()
 
 
-def _target_statistics(roidb, num_classes: int, eps: float) -> tuple[np.ndarray, np.ndarray]:
+def _regression_classes(classes, cfg) -> np.ndarray:
+    """The class whose statistics and columns a target has: its own, or 1 with AGNOSTIC."""
+    return np.minimum(classes, 1).astype(np.int64) if cfg.TRAIN.AGNOSTIC else classes.astype(np.int64)
+
+
+def _target_statistics(roidb, num_classes: int, cfg) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the targets per class, [C, 4] each: var(x) = E(x^2) - E(x)^2."""
-    counts = np.zeros((num_classes, 1)) + eps
+    counts = np.zeros((num_classes, 1)) + cfg.EPS
     sums, squared_sums = np.zeros((num_classes, 4)), np.zeros((num_classes, 4))
     for entry in roidb:
         targets = entry["bbox_targets"]
-        for cls in np.unique(targets[:, 0]).astype(np.int64):
+        classes = _regression_classes(targets[:, 0], cfg)
+        for cls in np.unique(classes):
             if cls > 0:
                 # summed in float32 within an image and in float64 over images: the original's numbers to the last bit
-                values = targets[targets[:, 0] == cls, 1:]
+                values = targets[classes == cls, 1:]
                 counts[cls] += len(values)
                 sums[cls] += values.sum(axis=0)
                 squared_sums[cls] += (values**2).sum(axis=0)

@@ -19,9 +19,13 @@ LAYERS: dict[str, type[Layer]] = {}
 NET_FIELDS = {
     "name", "type", "bottom", "top", "phase", "loss_weight", "param", "blobs", "propagate_down", "include", "exclude",
 }  # fmt: skip
-# Choices between implementations of one result: there is one implementation here, so nothing is lost.
+# Choices between implementations of one result (there is one implementation here, so nothing is lost), pictures on a
+# screen, and NVIDIA's ignore_difficult_gt, which that fork declares and never reads.
 NEUTRAL_FIELDS = {
-    "engine", "force_nd_im2col", "cudnn_convolution_algo_seeker", "stable_prod_grad", "share_in_parallel",
+    "engine", "force_nd_im2col", "cudnn_convolution_algo_seeker", "conv_algos_override", "stable_prod_grad",
+    "share_in_parallel", "per_fla_fuse", "debug_info", "visualize", "visualize_threshold", "save_file",
+    "ignore_difficult_gt",
+    "threads", "parser_threads", "cache", "precache",
 }  # fmt: skip
 
 
@@ -82,6 +86,10 @@ class Layer(nn.Module):
         """Tops for meta bottoms; layers that read data, or whose output size depends on it, say a nominal shape."""
         return self.forward(bottoms)
 
+    def multiply_adds(self, bottoms: list[tuple[int, ...]], tops: list[tuple[int, ...]]) -> int:
+        """Multiply-adds of one forward for these shapes, of layers that are matrix products at heart; others say 0."""
+        return 0
+
     def allow_force_backward(self, bottom: int) -> bool:
         """Whether ``force_backward`` reaches this bottom: not the labels of a loss."""
         return not (self.is_loss and bottom == 1)
@@ -96,7 +104,9 @@ class Layer(nn.Module):
     def blob(self, index: int) -> Tensor:
         """Parameter blob ``index`` as this layer's forward must use it: in its own shape (sharing may be PERMISSIVE),
         without gradient where its lr_mult is 0."""
-        blob = self.blobs[index].view(self.blob_shapes[index])
+        blob, shape = self.blobs[index], self.blob_shapes[index]
+        if blob.shape != shape:
+            blob = blob.view(shape)
         return blob.detach() if self.frozen[index] else blob
 
     def error(self, message: str, **where) -> PortError:

@@ -7,19 +7,24 @@ import math
 from torch.nn import functional as F
 
 from .base import Layer, canonical_axis, register
+from .convolution import fused_relu
 
 
 @register("InnerProduct")
 class InnerProduct(Layer):
     """``InnerProductLayer``: flattens the bottom from ``axis`` on. Weight ``[num_output, K]`` (``[K, num_output]`` with
-    ``transpose``), bias ``[num_output]``."""
+    ``transpose``), bias ``[num_output]``; ``relu`` with ``negative_slope`` is a ReLU fused into the layer (Intel)."""
 
-    fields = {"inner_product_param": {"num_output", "bias_term", "weight_filler", "bias_filler", "axis", "transpose"}}
-    saves_top = False
+    fields = {
+        "inner_product_param": {
+            "num_output", "bias_term", "weight_filler", "bias_filler", "axis", "transpose", "relu", "negative_slope",
+        }
+    }  # fmt: skip
 
     def setup(self, bottoms):
         p = self.param.inner_product_param
         self.axis = canonical_axis(self, p.axis, bottoms[0].dim())
+        self.saves_top = p.relu
         if p.num_output < 1:
             raise self.error("must be positive", field="inner_product_param.num_output")
         k = math.prod(bottoms[0].shape[self.axis :])
@@ -28,6 +33,7 @@ class InnerProduct(Layer):
             self.add_blob((p.num_output,), p.bias_filler)
 
     def forward(self, bottoms):
-        weight = self.blob(0).t() if self.param.inner_product_param.transpose else self.blob(0)
-        bias = self.blob(1) if len(self.blobs) > 1 else None
-        return [F.linear(bottoms[0].flatten(self.axis), weight, bias)]
+        p = self.param.inner_product_param
+        weight = self.blob(0).t() if p.transpose else self.blob(0)
+        bias = self.blob(1) if p.bias_term else None
+        return [fused_relu(F.linear(bottoms[0].flatten(self.axis), weight, bias), p)]

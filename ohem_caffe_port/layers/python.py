@@ -6,6 +6,7 @@ import yaml
 
 from prototxt.errors import nearest
 
+from ..config import read_yaml
 from ..errors import PortError
 from .base import LAYERS, Layer
 
@@ -26,7 +27,7 @@ class PythonLayer(Layer):
         super().__init__(param, context)
         text = param.python_param.param_str
         try:
-            settings = yaml.safe_load(text)
+            settings = read_yaml(text)
         except yaml.YAMLError as error:
             problem = getattr(error, "problem", None) or error
             raise self.error(f"not YAML: {text!r} ({problem})", field="python_param.param_str") from None

@@ -1,19 +1,28 @@
-"""Layers that arrange blobs: Concat, Eltwise, Split, Flatten, Reshape, Silence."""
+"""Layers that change a blob's shape and none of its values, and those that join blobs or hand them on."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch.nn import functional as F
 
 from .base import Layer, canonical_axis, register
 
 _MANY = (1, 1 << 30)
 
 
+class _Reshaping(Layer):
+    """A layer whose top is the bottom's values in another shape, or under another name."""
+
+    def setup(self, bottoms):
+        if self.param.bottom[0] in self.param.top:
+            raise self.error("cannot work in place", field="top", hint="give the top a name of its own")
+
+
 @register("Concat")
 class Concat(Layer):
-    """``ConcatLayer`` along ``axis`` (or the older ``concat_dim``)."""
+    """``ConcatLayer`` along ``axis`` (or the older ``concat_dim``): bottoms that differ in that axis alone."""
 
     fields = {"concat_param": {"axis", "concat_dim"}}
     num_bottoms = _MANY
@@ -21,49 +30,23 @@ class Concat(Layer):
 
     def setup(self, bottoms):
         p = self.param.concat_param
+        if p.HasField("axis") and p.HasField("concat_dim"):
+            raise self.error("give axis or concat_dim, not both", field="concat_param")
         axis = p.concat_dim if p.HasField("concat_dim") else p.axis
         self.axis = canonical_axis(self, axis, bottoms[0].dim())
 
     def forward(self, bottoms):
+        others = {(*b.shape[: self.axis], None, *b.shape[self.axis + 1 :]) for b in bottoms}
+        if len(others) > 1:
+            raise self.error(f"bottoms differ off axis {self.axis}: {[tuple(b.shape) for b in bottoms]}")
         return [torch.cat(bottoms, self.axis)]
 
 
-@register("Eltwise")
-class Eltwise(Layer):
-    """``EltwiseLayer``: PROD, SUM (with ``coeff``) or MAX of two and more bottoms of one shape."""
-
-    fields = {"eltwise_param": {"operation", "coeff"}}
-    num_bottoms = (2, 1 << 30)
-    saves_top = True
-
-    def setup(self, bottoms):
-        p = self.param.eltwise_param
-        if len(p.coeff) not in (0, len(bottoms)):
-            raise self.error(f"{len(p.coeff)} coefficients for {len(bottoms)} bottoms", field="eltwise_param.coeff")
-        if p.coeff and p.operation != p.SUM:
-            raise self.error("only SUM takes coefficients", field="eltwise_param.coeff")
-
-    def forward(self, bottoms):
-        if len({tuple(b.shape) for b in bottoms}) > 1:
-            raise self.error(f"bottoms differ in shape: {[tuple(b.shape) for b in bottoms]}")
-        p = self.param.eltwise_param
-        result = bottoms[0] * p.coeff[0] if p.coeff else bottoms[0]
-        for i, bottom in enumerate(bottoms[1:], start=1):
-            if p.operation == p.PROD:
-                result = result * bottom
-            elif p.operation == p.SUM:
-                result = torch.add(result, bottom, alpha=p.coeff[i] if p.coeff else 1)
-            else:
-                # Caffe never halves the gradient of a tie: the second bottom gets it, of later ties the earlier one
-                wins = bottom >= result if i == 1 else bottom > result
-                result = torch.where(wins, bottom, result)
-        return [result]
-
-
 @register("Split")
-class Split(Layer):
+class Split(_Reshaping):
     """``SplitLayer``: the same blob under several names; gradients add up by themselves."""
 
+    fields = {"split_param": set()}
     num_tops = _MANY
 
     def forward(self, bottoms):
@@ -81,28 +64,40 @@ class Silence(Layer):
 
 
 @register("Flatten")
-class Flatten(Layer):
-    """``FlattenLayer``: axes ``axis`` to ``end_axis`` become one."""
+class Flatten(_Reshaping):
+    """``FlattenLayer``: axes ``axis`` to ``end_axis`` become one (a new one of size 1 if end_axis is just before)."""
 
     fields = {"flatten_param": {"axis", "end_axis"}}
 
     def setup(self, bottoms):
+        super().setup(bottoms)
         p, ndim = self.param.flatten_param, bottoms[0].dim()
-        self.axes = canonical_axis(self, p.axis, ndim), canonical_axis(self, p.end_axis, ndim)
+        self.axis, self.end = canonical_axis(self, p.axis, ndim), canonical_axis(self, p.end_axis, ndim) + 1
+        if self.end < self.axis:
+            raise self.error(f"{p.end_axis} lies before axis {p.axis}", field="flatten_param.end_axis")
 
     def forward(self, bottoms):
-        return [bottoms[0].flatten(*self.axes)]
+        shape = bottoms[0].shape
+        flat = math.prod(shape[self.axis : self.end])
+        return [bottoms[0].reshape(*shape[: self.axis], flat, *shape[self.end :])]
 
 
 @register("Reshape")
-class Reshape(Layer):
+class Reshape(_Reshaping):
     """``ReshapeLayer``: ``dim: 0`` copies the bottom's size, one ``dim: -1`` is inferred, over ``num_axes`` axes from
-    ``axis`` on."""
+    ``axis`` on.
 
-    fields = {"reshape_param": {"shape", "axis", "num_axes"}}
+    synopsys-caffe's ``pixelshuffler: r`` instead spreads groups of r x r channels over an r times larger map.
+    """
+
+    fields = {"reshape_param": {"shape", "axis", "num_axes", "pixelshuffler"}}
 
     def forward(self, bottoms):
         p, shape = self.param.reshape_param, list(bottoms[0].shape)
+        if p.pixelshuffler != 1:
+            if len(shape) != 4 or p.pixelshuffler < 1 or shape[1] % p.pixelshuffler**2:
+                raise self.error(f"{p.pixelshuffler} on a blob of shape {shape}", field="reshape_param.pixelshuffler")
+            return [F.pixel_shuffle(bottoms[0], p.pixelshuffler)]
         start = p.axis if p.axis >= 0 else len(shape) + p.axis + 1
         end = len(shape) if p.num_axes == -1 else start + p.num_axes
         if not 0 <= start <= end <= len(shape):
@@ -117,3 +112,67 @@ class Reshape(Layer):
         if (-1 in target and (known == 0 or count % known)) or (-1 not in target and known != count):
             raise self.error(f"{shape} cannot become {target}", field="reshape_param.shape")
         return [bottoms[0].reshape(target)]
+
+
+@register("Squeeze")
+class Squeeze(_Reshaping):
+    """synopsys-caffe's ``SqueezeLayer``: removes the axes ``axis``, which must be of size 1, or all axes of size 1."""
+
+    fields = {"squeeze_param": {"axis"}}
+
+    def forward(self, bottoms):
+        shape = bottoms[0].shape
+        axes = {canonical_axis(self, axis, len(shape)) for axis in self.param.squeeze_param.axis}
+        for axis in axes:
+            if shape[axis] != 1:
+                raise self.error(f"axis {axis} of {tuple(shape)} is not of size 1", field="squeeze_param.axis")
+        return [bottoms[0].reshape([d for i, d in enumerate(shape) if (i not in axes if axes else d != 1)])]
+
+
+class _SingleProcess(_Reshaping):
+    num_bottoms = num_tops = _MANY
+
+    def setup(self, bottoms):
+        if len(bottoms) != len(self.param.top):
+            raise self.error(f"{len(self.param.top)} tops for {len(bottoms)} bottoms", field="top")
+
+    def forward(self, bottoms):
+        return [bottom.view_as(bottom) for bottom in bottoms]
+
+
+@register("Scatter")
+class Scatter(_SingleProcess):
+    """yjxiong/caffe's ``ScatterLayer``: hands each MPI process its part of the batch; to a single one, all of it."""
+
+
+@register("Gather")
+class Gather(_SingleProcess):
+    """synopsys-caffe's ``GatherLayer``: the slices ``indices`` of ``axis``; that axis becomes the axes ``shape``.
+
+    ``shape`` absent or ``0`` with a single index removes the axis. Without ``gather_param`` it is yjxiong/caffe's: it
+    joins the batches of all MPI processes, which with a single process hands every bottom on.
+    """
+
+    fields = {"gather_param": {"indices", "shape", "axis"}}
+
+    def setup(self, bottoms):
+        super().setup(bottoms)
+        if not self.param.HasField("gather_param"):
+            return
+        p = self.param.gather_param
+        if len(bottoms) != 1:
+            raise self.error(f"gathers from one bottom, not {len(bottoms)}", field="bottom")
+        self.axis = canonical_axis(self, p.axis, bottoms[0].dim())
+        self.sizes = [] if list(p.shape) == [0] else list(p.shape)
+        if len(p.indices) != math.prod(self.sizes):
+            raise self.error(f"{len(p.indices)} indices for the shape {self.sizes}", field="gather_param.indices")
+
+    def forward(self, bottoms):
+        if not self.param.HasField("gather_param"):
+            return super().forward(bottoms)
+        x, indices = bottoms[0], list(self.param.gather_param.indices)
+        shape = x.shape
+        if any(i >= shape[self.axis] for i in indices):
+            raise self.error(f"{max(indices)} of an axis of {shape[self.axis]}", field="gather_param.indices")
+        picked = x.index_select(self.axis, torch.tensor(indices, device=x.device))
+        return [picked.reshape(*shape[: self.axis], *self.sizes, *shape[self.axis + 1 :])]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+_OVERLAPS_AT_A_TIME = 1 << 24  # of nms_ranked: 64 MiB in float32
+
 
 def nms(boxes, scores, thresh, *, groups=None, max_keep=None):
     """Indices of the boxes that survive, in descending order of score.
@@ -50,3 +52,37 @@ def nms(boxes, scores, thresh, *, groups=None, max_keep=None):
         alive[rest] &= stays if group is None else stays | (group[rest] != group[i])
         i += 1
     return order[keep]
+
+
+def nms_ranked(boxes, valid, thresh, *, overlap, eta=1.0, max_keep=None, block=None):
+    """Greedy suppression in many groups at once, as a mask: for the hundreds of short lists (images times classes) of
+    a detector, where :func:`nms` would need a Python loop over all survivors of all of them.
+
+    Args:
+        boxes: ``[G, K, 4]`` tensor, in every group the best first.
+        valid: ``[G, K]`` bool; other boxes neither survive nor suppress.
+        thresh: a box is removed when it overlaps a better survivor by more.
+        overlap: ``overlap([G, B, 4], [G, K, 4]) -> [G, B, K]``.
+        eta: below 1, every survivor multiplies its group's threshold by it while that is above 0.5.
+        max_keep: ``[G]`` or a number; when all groups have as many survivors the rest is not looked at.
+        block: so many boxes of a group are compared with those before them at a time.
+
+    Returns:
+        ``[G, K]`` bool, on the device of ``boxes``.
+    """
+    groups, length = valid.shape
+    keep = torch.zeros_like(valid)
+    limit = torch.full((groups, 1, 1), thresh, dtype=boxes.dtype, device=boxes.device)
+    block = 1 if eta < 1 else block or max(1, min(64, _OVERLAPS_AT_A_TIME // max(1, groups * length)))
+    for start in range(0, length, block):
+        if max_keep is not None and bool((keep.sum(1) >= max_keep).all()):
+            break
+        stop = min(start + block, length)
+        blocks = overlap(boxes[:, start:stop], boxes[:, :stop]) > limit  # [G, B, stop]
+        alive = valid[:, start:stop] & ~(blocks[..., :start] & keep[:, None, :start]).any(2)
+        for i in range(start, stop):  # the better ones of its own block
+            blocked = (blocks[:, i - start, start:i] & keep[:, start:i]).any(1)
+            keep[:, i] = alive[:, i - start] & ~blocked
+        if eta < 1:
+            limit = torch.where(keep[:, start:stop, None] & (limit > 0.5), limit * eta, limit)
+    return keep

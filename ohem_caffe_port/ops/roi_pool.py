@@ -8,16 +8,14 @@ as for one of 4, reads memory in whole rows, and is exact: a maximum does not de
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from .rois import image_index, round_half_away
+
 _CHUNK_FLOATS = 1 << 20  # rows gathered at a time: small enough to stay in cache
-
-
-def _round_half_away(x: Tensor) -> Tensor:
-    """C's ``round``: halves go away from zero. Exact because it is done in double precision."""
-    x = x.double()
-    return torch.floor(x.abs() + 0.5).copysign(x).long()
 
 
 def _edges(start: Tensor, end: Tensor, bins: int, size: int) -> tuple[Tensor, Tensor]:
@@ -40,13 +38,15 @@ def _log2_floor(n: Tensor) -> Tensor:
 class _Bins:
     """Where the bins of a set of RoIs lie on feature maps of ``[N, C, H, W]``."""
 
-    def __init__(self, rois, shape, pooled_h, pooled_w, spatial_scale):
+    def __init__(self, rois, shape, pooled_h, pooled_w, spatial_scale, pad_ratio=0.0):
         batch, _, height, width = shape
         self.size = batch * height * width  # cells in all images: also the number of rows of one table
-        self.image = rois[:, 0].long()
-        if len(rois) and not bool(((self.image >= 0) & (self.image < batch)).all()):
-            raise ValueError(f"a RoI names image {self.image.max().item()} of a batch of {batch} images")
-        corners = _round_half_away(rois[:, 1:5] * torch.tensor(spatial_scale, dtype=rois.dtype, device=rois.device))
+        self.image = image_index(rois, batch)
+        corners = rois[:, 1:5]
+        if pad_ratio:
+            pad = (corners[:, 2:] - corners[:, :2] + 1) * pad_ratio
+            corners = torch.cat([corners[:, :2] - pad, corners[:, 2:] + pad], 1)
+        corners = round_half_away(corners * torch.tensor(spatial_scale, dtype=rois.dtype, device=rois.device))
         self.x1, self.y1, self.x2, self.y2 = corners.unbind(1)
         top, bottom = _edges(self.y1, self.y2, pooled_h, height)
         left, right = _edges(self.x1, self.x2, pooled_w, width)
@@ -106,8 +106,8 @@ def _order(values: Tensor) -> Tensor:
 
 class _RoIPoolFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, rois, pooled_h, pooled_w, spatial_scale):
-        bins = _Bins(rois, features.shape, pooled_h, pooled_w, spatial_scale)
+    def forward(ctx, features, rois, pooled_h, pooled_w, spatial_scale, pad_ratio, gradient):
+        bins = _Bins(rois, features.shape, pooled_h, pooled_w, spatial_scale, pad_ratio)
         cells = features.permute(0, 2, 3, 1)
         if not ctx.needs_input_grad[0]:
             return _pool(cells, bins)
@@ -118,12 +118,16 @@ class _RoIPoolFunction(torch.autograd.Function):
         keys = _pool((_order(cells) << 32) | (0xFFFFFFFF - cell), bins)
         filled = (bins.rows[0] < bins.levels_y * bins.levels_x * bins.size)[:, None]
         argmax = torch.where(filled, 0xFFFFFFFF - (keys & 0xFFFFFFFF), 0)
-        # Caffe's backward gives a cell a gradient only if it lies inside the rounded RoI
         y, x = argmax // width % height, argmax % width
-        x1, y1, x2, y2 = (v[:, None, None, None] for v in (bins.x1, bins.y1, bins.x2, bins.y2))
-        inside = (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
+        counts = filled
+        if gradient == "inside":
+            x1, y1, x2, y2 = (v[:, None, None, None] for v in (bins.x1, bins.y1, bins.x2, bins.y2))
+            counts = filled & (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
+        elif gradient == "mscnn":
+            counts = filled & _mscnn_finds(y, bins.y1, bins.y2, -2, height, spatial_scale)
+            counts &= _mscnn_finds(x, bins.x1, bins.x2, -1, width, spatial_scale)
         argmax = _rows(argmax)
-        ctx.save_for_backward(argmax, inside & filled)
+        ctx.save_for_backward(argmax, counts)
         ctx.shape = features.shape
         pooled = cells.reshape(bins.size, -1).gather(0, argmax)
         pooled = pooled.view(-1, pooled_h, pooled_w, pooled.shape[1]).permute(0, 3, 1, 2)
@@ -134,7 +138,21 @@ class _RoIPoolFunction(torch.autograd.Function):
         argmax, counts = ctx.saved_tensors
         batch, channels, height, width = ctx.shape
         grad_cells = grad.new_zeros((batch * height * width, channels)).scatter_add_(0, argmax, _rows(grad * counts))
-        return grad_cells.view(batch, height, width, channels).permute(0, 3, 1, 2), None, None, None, None
+        return grad_cells.view(batch, height, width, channels).permute(0, 3, 1, 2), None, None, None, None, None, None
+
+
+def _mscnn_finds(cell: Tensor, first: Tensor, last: Tensor, axis: int, size: int, spatial_scale: float) -> Tensor:
+    """Whether MS-CNN's backward finds the bins ``[R, C, h, w]`` that hold ``cell``: it looks for them in the RoI as
+    clipped to the image, whose bins are smaller than those that were pooled."""
+    first = first.clamp(min=0)[:, None, None, None]
+    last = last.clamp(max=math.floor(size / spatial_scale + 0.5) - 1)[:, None, None, None]
+    bins = cell.shape[axis]
+    bin_size = (last - first + 1).clamp(min=1).float() / bins
+    offset = (cell - first).float()
+    index = torch.arange(bins, device=cell.device)
+    index = index[:, None] if axis == -2 else index
+    found = (index >= torch.floor(offset / bin_size)) & (index < torch.ceil((offset + 1) / bin_size))
+    return found & (cell >= first) & (cell <= last)
 
 
 def _rows(blob: Tensor) -> Tensor:
@@ -142,24 +160,36 @@ def _rows(blob: Tensor) -> Tensor:
     return blob.permute(0, 2, 3, 1).reshape(-1, blob.shape[1])
 
 
-def roi_pool(features: Tensor, rois: Tensor, pooled_h: int, pooled_w: int, spatial_scale: float) -> Tensor:
+def roi_pool(
+    features: Tensor,
+    rois: Tensor,
+    pooled_h: int,
+    pooled_w: int,
+    spatial_scale: float,
+    *,
+    pad_ratio: float = 0.0,
+    gradient: str = "inside",
+) -> Tensor:
     """Max over each of ``pooled_h x pooled_w`` bins of each RoI, ``[N, C, H, W], [R, 5] -> [R, C, ph, pw]``.
 
     Caffe-fast-rcnn's ``ROIPoolingLayer``: corners are multiplied by ``spatial_scale`` and rounded (halves away from
     zero), both ends inclusive; a malformed RoI counts as one cell; bins that hold no cell give 0; among equal maxima
-    the first in row-major order gets the gradient; a cell outside the rounded RoI gets none.
+    the first in row-major order gets the gradient.
 
     Args:
         features: ``[N, C, H, W]``.
         rois: ``[R, 5]`` rows ``(batch_index, x1, y1, x2, y2)`` in pixels of the network's input image.
         spatial_scale: cells per input pixel, e.g. 1/16.
+        pad_ratio: MS-CNN's context: this part of its width and height is added to a RoI on every side.
+        gradient: which maxima get one: "inside", those inside the rounded RoI (caffe-fast-rcnn); "all" (Intel);
+            "mscnn", those that the search of MS-CNN's backward finds again.
 
     Raises:
         ValueError: a RoI whose batch index is no image of the batch.
     """
     if features.is_meta:
         return features.new_empty((rois.shape[0], features.shape[1], pooled_h, pooled_w))
-    return _RoIPoolFunction.apply(features, rois, pooled_h, pooled_w, spatial_scale)
+    return _RoIPoolFunction.apply(features, rois, pooled_h, pooled_w, spatial_scale, pad_ratio, gradient)
 
 
 class RoIPool(nn.Module):

@@ -17,6 +17,8 @@ class _MiningLayer(PythonLayer):
     def setup(self, bottoms):
         cfg = self.context.cfg.TRAIN
         self.num_classes = self.setting("num_classes", int)
+        if cfg.BATCH_SIZE < 1:
+            raise self.error(f"TRAIN.BATCH_SIZE is {cfg.BATCH_SIZE}; it says how many hard RoIs are chosen")
         self.box_bottoms = 3 if cfg.BBOX_REG else 0
         wanted = (4 + self.box_bottoms, len(self.top_names) - (0 if cfg.BBOX_REG else 3))
         given = (len(self.param.bottom), len(self.param.top))

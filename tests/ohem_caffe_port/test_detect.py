@@ -3,8 +3,17 @@ import pytest
 import torch
 
 from ohem_caffe_port.config import Config
-from ohem_caffe_port.detect import detections_by_class, im_detect, image_pyramid, project_rois, unique_rois
+from ohem_caffe_port.detect import (
+    detections_by_class,
+    im_detect,
+    im_proposals,
+    image_pyramid,
+    project_rois,
+    unique_rois,
+    vote_boxes,
+)
 from ohem_caffe_port.errors import PortError
+from ohem_caffe_port.ops import bbox_transform_inv, clip_boxes
 
 # pools the one cell under each RoI, and scores 3 classes by its first channel
 NET = """
@@ -100,6 +109,9 @@ def test_a_pyramid_level_for_each_roi(net):
         (('top: "cls_prob"', 'top: "prob"'), {}, "blobs bbox_pred, cls_prob"),
         (('top: "bbox_pred"', 'top: "boxes"'), {}, "blobs bbox_pred, cls_prob"),
         (('"rois"', '"regions"'), {}, "inputs data and rois"),
+        (("", ""), {"HAS_RPN": True}, "TEST.HAS_RPN is True, but the net has no input im_info"),
+        (("", ""), {"AGNOSTIC": True}, "TEST.AGNOSTIC is True, but the net has 12 box outputs"),
+        (("num_output: 12", "num_output: 8"), {"AGNOSTIC": False}, "but the net has 8 box outputs for 3 classes"),
     ],
 )
 def test_a_net_that_is_no_detector(build, change, test, message):
@@ -112,9 +124,77 @@ def test_svm_needs_no_softmax(build):
     assert im_detect(net, IMAGE, BOXES, config(SVM=True))[0].shape == (4, 3)
 
 
-def test_proposals_are_needed(net):
-    with pytest.raises(PortError, match="TEST.HAS_RPN"):
-        im_detect(net, IMAGE, BOXES, config(HAS_RPN=True))
+@pytest.mark.parametrize("stated", [{}, {"AGNOSTIC": True}])
+def test_one_box_for_all_classes(build, stated):
+    net = build(NET.replace("num_output: 12", "num_output: 8"), "TEST")
+    with torch.no_grad():
+        net.params["bbox_pred"][1][4:8] = torch.tensor([0.1, -0.2, np.log(2.0), 0])
+    cfg = config(NMS=0.9, **stated)
+    scores, boxes = im_detect(net, IMAGE, BOXES, cfg)
+    assert (scores.shape, boxes.shape) == ((4, 3), (4, 8))
+    _, first, second = detections_by_class(scores, boxes, cfg, thresh=0.0)
+    assert len(first)
+    np.testing.assert_array_equal(first[:, :4], second[:, :4])
+    assert {tuple(box) for box in first[:, :4]} <= {tuple(box) for box in boxes[:, 4:].astype(np.float32)}
+
+
+# ---- nets that make their own proposals
+
+
+def rpn_config(**test):
+    return config(**{"SCALES": [80], "MAX_SIZE": 1000, "RPN_POST_NMS_TOP_N": 9, "RPN_MIN_SIZE": 4, **test})
+
+
+@pytest.mark.parametrize("stated", [{}, {"HAS_RPN": True}])
+def test_own_proposals(build, faster_rcnn, stated):
+    net = build(faster_rcnn.test, "TEST", cfg=rpn_config(**stated))
+    scores, boxes = im_detect(net, IMAGE, None, net.cfg)
+    assert net.blobs["im_info"].tolist() == [[80, 120, 2]]
+    rois = net.blobs["rois"][:, 1:].numpy()
+    assert (scores.shape, boxes.shape) == ((9, 7), (9, 28))
+    deltas = net.blobs["bbox_pred"].numpy()
+    expected = clip_boxes(bbox_transform_inv(rois / 2, deltas), IMAGE.shape)
+    np.testing.assert_allclose(boxes, expected, rtol=1e-6)
+    proposals, order = im_proposals(net, IMAGE, net.cfg)
+    np.testing.assert_array_equal(proposals, rois / 2)
+    assert (np.diff(order) <= 0).all()
+
+
+def test_proposals_alone(build, faster_rcnn):
+    net = build(faster_rcnn.rpn, "TEST", cfg=rpn_config())
+    assert im_proposals(net, IMAGE, net.cfg)[0].shape == (9, 4)
+    net = build(faster_rcnn.rpn.replace('top: "scores"', ""), "TEST", cfg=rpn_config())
+    assert im_proposals(net, IMAGE, net.cfg)[1].shape == (0,)
+
+
+def test_sides_cut_to_multiples(build, faster_rcnn):
+    """40 x 60 pixels at 0.9 are 36 x 54, cut to 32 x 48: x and y get scales of their own."""
+    cfg = rpn_config(SCALES=[36], SCALE_MULTIPLE_OF=16, RPN_MIN_SIZE=0)
+    net = build(faster_rcnn.test, "TEST", cfg=cfg)
+    im_detect(net, IMAGE, None, cfg)
+    np.testing.assert_allclose(net.blobs["im_info"], [[32, 48, 0.8, 0.8, 0.8, 0.8]])
+    cfg = config(SCALES=[36], SCALE_MULTIPLE_OF=32)
+    _, scales = image_pyramid(IMAGE, cfg)
+    np.testing.assert_allclose(scales, [[32 / 60, 32 / 40] * 2])
+    np.testing.assert_allclose(project_rois(BOXES[:1], scales), [[0, 8 / 3, 4, 12.8, 11.2]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ({"HAS_RPN": False}, "TEST.HAS_RPN is False, but the net has an input im_info"),
+        ({"SCALES": [40, 80]}, "tested at one scale"),
+    ],
+)
+def test_settings_that_own_proposals_cannot_have(build, faster_rcnn, test, message):
+    cfg = rpn_config(**test)
+    with pytest.raises(PortError, match=message):
+        im_detect(build(faster_rcnn.test, "TEST", cfg=cfg), IMAGE, None, cfg)
+
+
+def test_a_net_without_proposals(net):
+    with pytest.raises(PortError, match="proposals need inputs data and im_info"):
+        im_proposals(net, IMAGE, config())
 
 
 # ---- from scores to detections
@@ -160,3 +240,21 @@ def test_max_per_image(limit, expected):
 
 def test_nothing_found():
     assert [d.shape for d in detections_by_class(*scored((0, 0.01, 0.01)), config())] == [(0, 5)] * 3
+
+
+@pytest.mark.parametrize(("number", "share"), [(1, 0.5), (3, 0.25), (2, 0.5)])
+def test_votes(number, share):
+    """Every survivor becomes the mean of the boxes it overlaps by half or more, weighted by their scores."""
+    dets = np.array([[0, 0, 19, 9, 0.9], [1, 0, 20, 9, 0.6], [3, 0, 22, 9, 0.3], [60, 0, 79, 9, 0.5]], np.float32)
+    cfg = config(BBOX_VOTE=True, BBOX_VOTE_N_WEIGHTED_SCORE=number, BBOX_VOTE_WEIGHT_EMPTY=share)
+    voted = vote_boxes(dets[[0, 3]], dets, cfg)
+    shift = (0.9 * 0 + 0.6 * 1 + 0.3 * 3) / 1.8
+    np.testing.assert_allclose(voted[0, :4], [shift, 0, 19 + shift, 9], rtol=1e-5)
+    np.testing.assert_array_equal(voted[1, :4], dets[3, :4])
+    first = {1: 0.9, 2: 0.75, 3: 0.6}[number]
+    second = 0.5 * (1 + (number - 1) * share) / number  # the others are missing
+    np.testing.assert_allclose(voted[:, 4], [first, second], rtol=1e-5)
+    scores = np.zeros((4, 2), np.float32)
+    scores[:, 1] = dets[:, 4]
+    found = detections_by_class(scores, np.tile(dets[:, :4], (1, 2)), cfg)[1]
+    np.testing.assert_array_equal(found, voted[np.argsort(-dets[[0, 3], 4])])

@@ -116,6 +116,38 @@ def test_statistics_of_another_data_set(build, detector, tmp_path):
         save_unnormalized(build(detector().train, cfg=Config()), tmp_path / "x", np.zeros(84), np.ones(84), Config())
 
 
+def normalized_net(build, inputs_of, rfcn_outputs=24):
+    """py-R-FCN's layers: 3 anchors, and box outputs of two classes for each cell of a grid."""
+    conv = "convolution_param {{ num_output: {} kernel_size: 1 weight_filler {{ type: 'xavier' }} }}"
+    text = inputs_of(x=(1, 2, 3, 3)) + "".join(
+        f'layer {{ name: "{name}" type: "Convolution" bottom: "x" top: "{name}" {conv.format(outputs)} }}'
+        for name, outputs in (("rpn_bbox_pred", 12), ("rfcn_bbox", rfcn_outputs))
+    )
+    return build(text, cfg=Config())
+
+
+def test_py_r_fcns_layers_are_unnormalized(build, inputs_of, tmp_path):
+    net, cfg, path = normalized_net(build, inputs_of), Config(), tmp_path / "net.caffemodel"
+    cfg.merge({"TRAIN": {"AGNOSTIC": True, "RPN_NORMALIZE_TARGETS": True,
+                         "RPN_NORMALIZE_MEANS": [0.1, 0.2, 0.3, 0.4]}}, source="test")  # fmt: skip
+    means, stds = np.arange(8) / 10, np.arange(8) + 1.0
+    save_unnormalized(net, path, means, stds, cfg)
+    saved = {layer.name: layer.blobs for layer in read_caffemodel(path).layers}
+    weights = {name: blobs[0].detach().numpy() for name, blobs in net.params.items()}
+    for c in range(24):  # every target thrice, cell after cell
+        np.testing.assert_allclose(saved["rfcn_bbox"][0][c], weights["rfcn_bbox"][c] * stds[c // 3], rtol=1e-6)
+        np.testing.assert_allclose(saved["rfcn_bbox"][1][c], means[c // 3], rtol=1e-6)
+    for c in range(12):  # four targets, anchor after anchor
+        std, mean = ((0.1, 0.1, 0.2, 0.2)[c % 4], (0.1, 0.2, 0.3, 0.4)[c % 4])
+        np.testing.assert_allclose(saved["rpn_bbox_pred"][0][c], weights["rpn_bbox_pred"][c] * std, rtol=1e-6)
+        np.testing.assert_allclose(saved["rpn_bbox_pred"][1][c], mean, rtol=1e-6)
+
+
+def test_a_grid_that_does_not_fit(build, inputs_of, tmp_path):
+    with pytest.raises(PortError, match="'rfcn_bbox' has 20 outputs, the data set 8 box targets"):
+        save_unnormalized(normalized_net(build, inputs_of, 20), tmp_path / "x", np.zeros(8), np.ones(8), Config())
+
+
 # ---- training
 
 RESUMED = {
@@ -225,3 +257,69 @@ def test_load_several_weights(make_trainer):
     assert len(lines) == 2
     assert all("layers loaded" in line for line in lines)
     assert torch.equal(net.params["fc6"][0], trainer.net.params["fc6"][0])
+
+
+# ---- region proposal networks
+
+
+@pytest.fixture
+def make_rpn_trainer(faster_rcnn, shapes_imdb, shapes_cfg, tmp_path, ending):
+    """``make_rpn_trainer(seed=0, output="run", **train)``: a tiny Faster R-CNN on the small data set."""
+
+    def make(seed=0, output="run", **train):
+        torch.manual_seed(seed)
+        cfg = shapes_cfg("fast_rcnn", **{"IMS_PER_BATCH": 1, "RPN_BATCHSIZE": 32, "RPN_POST_NMS_TOP_N": 60,
+                                         "RPN_MIN_SIZE": 4, "BG_THRESH_LO": 0.0, **train})  # fmt: skip
+        net = Net(prototxt.parse_net(faster_rcnn.train), cfg=cfg)
+        solver = Solver(prototxt.parse_solver(SOLVER), net)
+        trainer = Trainer(solver, get_training_roidb(shapes_imdb("train"), cfg), cfg, tmp_path / output)
+        ending.append(trainer.data_layer.loader)
+        return trainer
+
+    return make
+
+
+def test_training_a_region_proposal_network(make_rpn_trainer):
+    trainer = make_rpn_trainer()
+    losses = []
+    trainer.solver.param.base_lr = 0.02
+    trainer.run(40, lambda: losses.append(dict(trainer.solver.losses)))
+    for name in ("rpn_cls_loss", "loss_cls"):
+        values = [each[name] for each in losses]
+        assert np.mean(values[-10:]) < 0.8 * np.mean(values[:5]), name
+
+
+@pytest.mark.parametrize("prefetch", [{}, {"USE_PREFETCH": True, "PREFETCH_WORKERS": 2}])
+def test_resuming_a_net_that_samples_goes_on_bit_for_bit(make_rpn_trainer, prefetch):
+    """Its layers draw from the random stream too; and anchors are normalised, so its snapshots are not the net."""
+    settings = {"RPN_NORMALIZE_TARGETS": True, **prefetch}
+    straight = make_rpn_trainer(**settings)
+    straight.run(4)
+    (model,) = make_rpn_trainer(output="first", **settings).run(2)
+    saved = {layer.name: layer.blobs for layer in read_caffemodel(model).layers}
+    resumed = make_rpn_trainer(seed=7, output="second", **settings)
+    resumed.resume(model.with_suffix(".solverstate"))
+    weight = resumed.net.params["rpn_bbox_pred"][0].detach().numpy()
+    scale = np.tile([0.1, 0.1, 0.2, 0.2], 9)[:, None, None, None]
+    np.testing.assert_allclose(saved["rpn_bbox_pred"][0], weight * scale, rtol=1e-6)
+    resumed.run(4)
+    for name, blob in state_of(straight).items():
+        assert torch.equal(blob, state_of(resumed)[name]), name
+
+
+def test_statistics_cannot_be_computed_for_own_proposals(make_rpn_trainer):
+    with pytest.raises(PortError, match="have no statistics") as caught:
+        make_rpn_trainer(HAS_RPN=True)
+    assert caught.value.field == "TRAIN.BBOX_NORMALIZE_TARGETS_PRECOMPUTED"
+
+
+@pytest.mark.parametrize("use_ohem", [True, False])
+def test_settle_mining_leaves_own_proposals_alone(build, faster_rcnn, use_ohem):
+    cfg = Config()
+    cfg.TRAIN.USE_OHEM = use_ohem
+    cfg.TRAIN.BG_THRESH_LO = 0.1
+    net = build(faster_rcnn.train, cfg=cfg)
+    before = cfg.to_dict()
+    done = settle_mining(net, cfg)
+    assert len(done) == use_ohem
+    assert cfg.to_dict() == before

@@ -17,6 +17,7 @@ TOLERANCES = {
     "roi_loss": {"rel": 1e-5},
     "weights": {"abs": 5e-7},
     "outputs": {"rel": 1e-5},
+    "statistics": {"rel": 1e-5},
     "gradients": {"rel": 1e-5},
     "history": {"rel": 1e-5},
     "rate": {"rel": 1e-6},

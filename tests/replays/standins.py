@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 
 from ohem_caffe_port.config import Config
-from ohem_caffe_port.graph import filter_layers
+from ohem_caffe_port.graph import connect, filter_layers
 from ohem_caffe_port.inputs import reshape_inputs
 from ohem_caffe_port.layers import LAYERS
 from ohem_caffe_port.net import Net
@@ -24,16 +25,24 @@ class RunError(Exception):
 
 
 def phases_of(net) -> list[str]:
-    """The phases that a net is made for: those its rules name; else TRAIN where it has a loss, TEST where not."""
+    """The phases that a net is made for: those its rules name; else TRAIN where it has a loss, TEST where not. One in
+    which a bottom is missing is none, unless that is so in all."""
     named = {("TRAIN", "TEST")[rule.phase] for layer in net.layer for rule in (*layer.include, *layer.exclude)
              if rule.HasField("phase")}  # fmt: skip
-    if named:
-        sources = [layer for layer in net.layer if not layer.bottom and layer.top]
-        both = [phase for phase in ("TRAIN", "TEST") if any(layer in filter_layers(net, phase) for layer in sources)]
-        return [phase for phase in both if filter_layers(net, phase)]
-    has_loss = any(_is_loss(layer) for layer in net.layer)
-    has_accuracy = any(layer.type == "Accuracy" for layer in net.layer)
-    return ["TRAIN"] if has_loss and not has_accuracy else ["TEST"] if not has_loss else ["TRAIN", "TEST"]
+    if not named:
+        has_loss = any(_is_loss(layer) for layer in net.layer)
+        has_accuracy = any(layer.type == "Accuracy" for layer in net.layer)
+        return ["TRAIN"] if has_loss and not has_accuracy else ["TEST"] if not has_loss else ["TRAIN", "TEST"]
+    phases = [phase for phase in ("TRAIN", "TEST") if any(not x.bottom and x.top for x in filter_layers(net, phase))]
+    return [phase for phase in phases if _connects(net, phase)] or phases
+
+
+def _connects(net, phase: str) -> bool:
+    try:
+        connect(filter_layers(net, phase))
+    except CaffePortError:
+        return False
+    return True
 
 
 def _is_loss(layer) -> bool:
@@ -52,13 +61,7 @@ def run_net(net_param, phase: str, path) -> dict:
         layer.ClearField("include")
         layer.ClearField("exclude")
     cfg = config_for(kept, phase, path)
-    try:
-        net = build(kept, phase, cfg, side=SIDE, channels=3)
-    except CaffePortError:
-        try:
-            net = build(kept, phase, cfg, side=DIGIT, channels=1)
-        except CaffePortError:
-            net = build(kept, phase, cfg, side=SIDE, channels=3)  # its message is the one to tell
+    net = build_somehow(kept, phase, cfg)
     randomize(net)
     inputs = {name: value_of(name, shape, net) for name, shape in input_shapes(net).items()}
     net(**inputs)
@@ -70,11 +73,30 @@ def run_net(net_param, phase: str, path) -> dict:
     return {"ran": True, "backward": has_loss, "layers": len(net.layers)}
 
 
-def build(net_param, phase: str, cfg, side: int, channels: int) -> Net:
-    """The net on images of this size, where it does not state another."""
+def build_somehow(net_param, phase: str, cfg) -> Net:
+    """The net with small inputs, else with digits, else with inputs as large as it says.
+
+    Raises:
+        CaffePortError: the first of these attempts fails, and so do the others.
+    """
+    try:
+        return build(net_param, phase, cfg, side=SIDE, channels=3)
+    except CaffePortError as error:
+        first = error
+    for settings in ({"side": DIGIT, "channels": 1}, {"side": SIDE, "channels": 3, "shrink": False}):
+        try:
+            return build(net_param, phase, cfg, **settings)
+        except CaffePortError:
+            continue
+    raise first
+
+
+def build(net_param, phase: str, cfg, side: int, channels: int, shrink: bool = True) -> Net:
+    """The net on images of this size, where it does not state another; larger ones are made small with ``shrink``."""
     copy = caffe_pb2.NetParameter()
     copy.CopyFrom(net_param)
-    replace_sources(copy, phase, cfg, side, channels)
+    forget_files(copy)
+    replace_sources(copy, phase, cfg, side, channels, shrink)
     return Net(copy, phase, cfg=cfg)
 
 
@@ -91,14 +113,25 @@ def config_for(net, phase: str, path) -> Config:
 # ---- shapes
 
 
-def replace_sources(net, phase: str, cfg, side: int, channels: int) -> None:
+def forget_files(net) -> None:
+    """Layers other than data layers do without the files that they name."""
+    for layer in net.layer:
+        layer.detection_output_param.ClearField("save_output_param")
+        layer.detection_evaluate_param.ClearField("name_size_file")
+        for message in ("detection_output_param", "detection_evaluate_param"):
+            if not getattr(layer, message).ListFields():
+                layer.ClearField(message)
+
+
+def replace_sources(net, phase: str, cfg, side: int, channels: int, shrink: bool) -> None:
     """Every layer that would read files becomes an ``Input`` layer; images become small."""
     for layer in list(net.layer):
         if layer.bottom or not layer.top or layer.type in SELF_SUPPLIED:
             continue
         if layer.type == "Input":
             shapes = {top: tuple(_declared(layer, i)) for i, top in enumerate(layer.top)}
-            shapes = {top: smaller(shape) for top, shape in shapes.items()}
+            if shrink:
+                shapes = {top: smaller(shape) for top, shape in shapes.items()}
         else:
             shapes = shapes_of_source(layer, side, channels)
         reshape_inputs(net, shapes)
@@ -121,7 +154,7 @@ def smaller(shape):
 def shapes_of_source(layer, side: int, channels: int) -> dict[str, tuple[int, ...]]:
     """Plausible shapes of a data layer's tops, by the names that the projects use."""
     crop = layer.transform_param.crop_size
-    resize = layer.transform_param.resize_param if layer.transform_param.HasField("resize_param") else None
+    resize = next(iter(layer.transform_param.resize_param), None)
     height = crop or (resize.height if resize else 0) or layer.image_data_param.new_height or side
     width = crop or (resize.width if resize else 0) or layer.image_data_param.new_width or side
     one = any(top in ("rois", "im_info", "gt_boxes") for top in layer.top) or layer.type == "Python"
@@ -130,10 +163,13 @@ def shapes_of_source(layer, side: int, channels: int) -> dict[str, tuple[int, ..
     channels = memory.channels or (2 if layer.top[0] == "pair_data" else channels)
     if memory.height:
         height, width = memory.height, memory.width
+    classes = re.search(r"num_classes'?: *(\d+)", layer.python_param.param_str)
     shapes = {}
     for top in layer.top:
-        if top in ("rois",):
+        if top == "rois":
             shapes[top] = (ROIS, 5)
+        elif top.startswith("bbox_") and "rois" in layer.top:
+            shapes[top] = (ROIS, 4 * int(classes[1]) if classes else 84)
         elif top == "gt_boxes":
             shapes[top] = (3, 5)
         elif top == "im_info":
@@ -249,4 +285,5 @@ def randomize(net) -> None:
                 continue
             for blob in layer.blobs:
                 if blob.dim() >= 2 and blob.numel() > 1:
-                    blob.normal_(0, math.sqrt(1.0 / max(1, math.prod(blob.shape[1:]))))
+                    bound = math.sqrt(3.0 / max(1, math.prod(blob.shape[1:])))
+                    blob.uniform_(-bound, bound)

@@ -91,6 +91,7 @@ def make_cfg():
             "BBOX_NORMALIZE_MEANS": (0.0, 0.0, 0.0, 0.0),
             "BBOX_NORMALIZE_STDS": (0.1, 0.1, 0.2, 0.2),
             "BBOX_INSIDE_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
+            "AGNOSTIC": False,
         }
         return SimpleNamespace(TRAIN=SimpleNamespace(**{**train, **changes}), EPS=1e-14)
 

@@ -12,6 +12,7 @@ from ohem_caffe_port.data.minibatch import (
     plan_minibatch,
     prep_image,
     read_image,
+    sample_rois,
 )
 from ohem_caffe_port.errors import PortError
 
@@ -64,6 +65,16 @@ def test_counts_of_sampled_rois(fg, bg, expected):
     assert len(set(keep.tolist())) == len(keep), "without replacement"
 
 
+def test_all_rois_between_the_thresholds():
+    """py-R-FCN's BATCH_SIZE -1: all there are, in an order that is drawn."""
+    overlaps = np.array([0.8] * 20 + [0.3] * 40 + [0.05] * 10)
+    keep, num_fg = sample_rois(overlaps, 2, config(BATCH_SIZE=-1), np.random.RandomState(4))
+    rng = np.random.RandomState(4)
+    expected = [rng.choice(np.arange(a, b), b - a, replace=False) for a, b in ((0, 20), (20, 60))]
+    assert num_fg == 20
+    assert keep.tolist() == np.concatenate(expected).tolist()
+
+
 def test_rois_are_sampled_evenly():
     roidb, rng = [entry([0.8] * 20 + [0.3] * 40)], np.random.RandomState(0)
     counts = np.zeros(60)
@@ -114,12 +125,29 @@ def image_file(tmp_path):
 )
 def test_scales(size, target, max_size, scale):
     image = np.full((*size, 3), 100, np.uint8)
-    prepared, found = prep_image(image, (1, 2, 3.5), target, max_size)
+    cfg = config(MAX_SIZE=max_size)
+    cfg.PIXEL_MEANS = (1, 2, 3.5)
+    prepared, found = prep_image(image, cfg, target, cfg.TRAIN)
     assert found == scale
     assert prepared.shape == (round(size[0] * scale), round(size[1] * scale), 3)
     assert prepared.dtype == np.float32
     assert prepared[0, 0].tolist() == [99, 98, 96.5]
     assert image[0, 0].tolist() == [100, 100, 100], "the argument must stay as it is"
+
+
+def test_means_and_standard_deviations():
+    cfg = config()
+    cfg.merge({"PIXEL_MEANS": [1, 2, 3], "PIXEL_STDS": [1, 2, 4]}, source="test")
+    prepared, _ = prep_image(np.full((4, 4, 3), 11, np.uint8), cfg, 4, cfg.TRAIN)
+    assert prepared[0, 0].tolist() == [10, 4.5, 2]
+
+
+def test_sides_cut_to_multiples():
+    """PVANet's rule: 30 x 47 pixels at scale 2 are 60 x 94, cut to 48 x 80."""
+    cfg = config(SCALE_MULTIPLE_OF=16)
+    prepared, scale = prep_image(np.full((30, 47, 3), 100, np.uint8), cfg, 60, cfg.TRAIN)
+    assert prepared.shape == (48, 80, 3)
+    np.testing.assert_allclose(scale, [80 / 47, 48 / 30] * 2)
 
 
 def test_blob_of_images_of_different_sizes():
@@ -161,9 +189,14 @@ def test_an_image_of_another_size(image_file):
 
 def test_expanded_targets():
     compact = np.array([[0, 9, 9, 9, 9], [2, 1, 2, 3, 4]], np.float32)
-    targets, inside = expand_bbox_targets(compact, 3, (1, 1, 0.5, 0.5))
+    train = config(BBOX_INSIDE_WEIGHTS=[1, 1, 0.5, 0.5]).TRAIN
+    targets, inside = expand_bbox_targets(compact, 3, train)
     assert targets.tolist() == [[0] * 12, [0] * 8 + [1, 2, 3, 4]]
     assert inside.tolist() == [[0] * 12, [0] * 8 + [1, 1, 0.5, 0.5]]
+    train.AGNOSTIC = True
+    targets, inside = expand_bbox_targets(compact, 2, train)
+    assert targets.tolist() == [[0] * 8, [0] * 4 + [1, 2, 3, 4]]
+    assert inside.tolist() == [[0] * 8, [0] * 4 + [1, 1, 0.5, 0.5]]
 
 
 @pytest.mark.parametrize("bbox_reg", [True, False])
@@ -189,3 +222,27 @@ def test_blobs(image_file, bbox_reg):
         assert blobs["bbox_inside_weights"][1].tolist() == [0] * 4 + [1, 1, 0, 2] + [0] * 8
         assert blobs["bbox_outside_weights"][1].tolist() == [0] * 4 + [1, 1, 0, 1] + [0] * 8
         assert not blobs["bbox_inside_weights"][2].any()
+
+
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_blobs_of_a_region_proposal_network(image_file, multiple):
+    """Ground truth alone, with its class, scaled as the image; proposals of the roidb are not looked at."""
+    path, pixels = image_file(30, 47)
+    boxes = np.array([[2, 3, 20, 13], [5, 5, 9, 9], [0, 10, 46, 29]], np.uint16)
+    classes = np.array([4, 0, 1], np.int32)
+    roidb = [{"image": str(path), "width": 47, "height": 30, "flipped": False, "boxes": boxes, "gt_classes": classes}]
+    cfg = config(HAS_RPN=True, SCALES=[60, 90], SCALE_MULTIPLE_OF=multiple)
+    rng = np.random.RandomState(3)
+    plan = plan_minibatch(roidb, [0], cfg, rng)
+    after = np.random.RandomState(3)
+    assert plan.scales == [[60, 90][after.randint(0, high=2, size=1)[0]]]
+    assert rng.randint(1 << 30) == after.randint(1 << 30), "only the scale is drawn"
+    blobs = load_minibatch(roidb, MinibatchPlan([0], [60], [], []), 7, cfg)
+    fx, fy = (80 / 47, 48 / 30) if multiple == 16 else (2, 2)
+    assert set(blobs) == {"data", "im_info", "gt_boxes"}
+    assert all(blob.dtype == np.float32 for blob in blobs.values())
+    size = blobs["data"].shape[2:]
+    assert size == ((48, 80) if multiple == 16 else (60, 94))
+    np.testing.assert_allclose(blobs["im_info"], [[*size, *([fx, fy] * 2 if multiple == 16 else [2])]], rtol=1e-6)
+    expected = [[2 * fx, 3 * fy, 20 * fx, 13 * fy, 4], [0, 10 * fy, 46 * fx, 29 * fy, 1]]
+    np.testing.assert_allclose(blobs["gt_boxes"], expected, rtol=1e-6)

@@ -122,6 +122,25 @@ def test_targets_with_precomputed_statistics(devkit, make_cfg):
     assert roidb[1]["bbox_targets"][3].tolist() == [0, 0, 0, 0, 0]
 
 
+def test_one_box_for_all_classes(devkit, make_cfg):
+    """py-R-FCN's AGNOSTIC: the statistics of all targets together are those of class 1."""
+    cfg = make_cfg(AGNOSTIC=True, BBOX_NORMALIZE_TARGETS=False)
+    roidb = training_roidb(devkit, cfg)
+    means, stds = add_bbox_regression_targets(roidb, cfg)
+    targets = np.concatenate([entry["bbox_targets"] for entry in roidb]).astype(np.float64)
+    rows = targets[targets[:, 0] > 0]
+    assert len(np.unique(rows[:, 0])) > 1, "classes themselves stay"
+    assert means.shape == stds.shape == (8,)
+    assert not means[:4].any()
+    np.testing.assert_allclose(means[4:], rows[:, 1:].mean(0), atol=1e-6)
+    np.testing.assert_allclose(stds[4:], rows[:, 1:].std(0), atol=1e-6)
+    cfg = make_cfg(AGNOSTIC=True, BBOX_NORMALIZE_TARGETS_PRECOMPUTED=True, BBOX_NORMALIZE_MEANS=(0.5, 0, 0, 1))
+    add_bbox_regression_targets(roidb, cfg)
+    normalized = np.concatenate([entry["bbox_targets"] for entry in roidb])
+    expected = (rows[:, 1:] - [0.5, 0, 0, 1]) / [0.1, 0.1, 0.2, 0.2]
+    np.testing.assert_allclose(normalized[normalized[:, 0] > 0, 1:], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_image_without_ground_truth_has_no_targets(devkit, make_cfg):
     devkit.annotation("000003", "")
     cfg = make_cfg(BBOX_NORMALIZE_TARGETS=False)

@@ -9,20 +9,42 @@ from ohem_caffe_port.layers import Context, create_layer
 
 @pytest.fixture(scope="session")
 def run_layer():
-    """``run_layer("ReLU", "relu_param { ... }", bottom, ...)``: the tops of one layer, through a net of its own."""
+    """``run_layer("ReLU", "relu_param { ... }", bottom, ...)``: the tops of one layer, through a net of its own.
 
-    def run(kind, settings, *bottoms, phase="TRAIN", tops=1, params=(), cfg=None):
+    ``nominal``: the tops' sizes depend on the data, so that the inferred shapes need not be true. ``seed``: of the
+    layer's random stream.
+    """
+
+    def run(kind, settings, *bottoms, phase="TRAIN", tops=1, params=(), cfg=None, nominal=False, seed=0):
         bottoms = [torch.as_tensor(np.asarray(b, np.float32)) if not torch.is_tensor(b) else b for b in bottoms]
         names = "".join(f'bottom: "b{i}" ' for i in range(len(bottoms)))
         names += "".join(f'top: "t{i}" ' for i in range(tops))
         text = f'layer {{ name: "it" type: "{kind}" {names} {settings} }}'
-        layer = create_layer(prototxt.parse_net(text).layer[0], Context(phase, cfg or Config()))
+        layer = create_layer(
+            prototxt.parse_net(text).layer[0], Context(phase, cfg or Config(), np.random.RandomState(seed))
+        )
         layer.setup([b.to("meta") for b in bottoms])
         inferred = layer.infer([b.to("meta") for b in bottoms])
         for j, values in enumerate(params):
             layer.blobs[j] = torch.nn.Parameter(torch.as_tensor(np.asarray(values, np.float32)))
         results = layer(bottoms)
-        assert [tuple(t.shape) for t in inferred] == [tuple(t.shape) for t in results], "inferred shapes must be true"
+        shapes = [[tuple(t.shape) for t in found] for found in (inferred, results)]
+        assert nominal or shapes[0] == shapes[1], "inferred shapes must be true"
         return results
 
     return run
+
+
+@pytest.fixture
+def write_lmdb(tmp_path):
+    """``write_lmdb([message, ...])``: the path of an LMDB with these records, in this order."""
+    lmdb = pytest.importorskip("lmdb")
+
+    def write(messages, name="lmdb"):
+        path = str(tmp_path / name)
+        with lmdb.open(path, map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+            for i, message in enumerate(messages):
+                transaction.put(b"%08d" % i, message.SerializeToString())
+        return path
+
+    return write

@@ -25,6 +25,15 @@ def test_values(run_layer, settings, shape, flat, bias):
     np.testing.assert_allclose(out.detach(), X.reshape(flat) @ matrix + offset, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("slope", [0, 0.25])
+def test_the_fused_relu(run_layer, slope):
+    weight, text = np.random.default_rng(1).standard_normal((5, 12)), f"relu: true negative_slope: {slope}"
+    settings = f"inner_product_param {{ num_output: 5 bias_term: false {text} }}"
+    (out,) = run_layer("InnerProduct", settings, X, params=[weight])
+    product = X.reshape(2, 12) @ weight.T
+    np.testing.assert_allclose(out.detach(), np.where(product > 0, product, slope * product), rtol=1e-5, atol=1e-5)
+
+
 def test_num_output_is_needed(run_layer):
     with pytest.raises(PortError, match="must be positive"):
         run_layer("InnerProduct", "", X)

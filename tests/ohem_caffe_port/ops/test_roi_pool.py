@@ -14,17 +14,38 @@ def half_away(value) -> int:
     return int(math.copysign(math.floor(abs(float(value)) + 0.5), float(value)))
 
 
-def slow_roi_pool(features, rois, pooled_h, pooled_w, scale, grad=None):
-    """caffe-fast-rcnn's ROIPooling, RoI by RoI and cell by cell, in Caffe's single precision.
+def inside(cell, _bin, start, end, *_):
+    """Whether caffe-fast-rcnn's backward finds a maximum."""
+    return start <= cell <= end
+
+
+def mscnn_finds(cell, index, start, end, size, bins, scale):
+    """Whether MS-CNN's backward does, which looks for the bin in the RoI clipped to the image."""
+    start, end = max(start, 0), min(end, half_away(size / scale) - 1)
+    bin_size = F32(max(end - start + 1, 1)) / F32(bins)
+    first, last = math.floor(F32(cell - start) / bin_size), math.ceil(F32(cell - start + 1) / bin_size)
+    return start <= cell <= end and first <= index < last
+
+
+RULES = {"inside": inside, "mscnn": mscnn_finds, "all": lambda *_: True}
+
+
+def slow_roi_pool(features, rois, pooled_h, pooled_w, scale, grad=None, pad_ratio=0, gradient="inside"):
+    """ROIPooling, RoI by RoI and cell by cell, in Caffe's single precision.
 
     Returns the output, and the gradient of ``features`` when one of the output is given.
     """
+    finds = RULES[gradient]
     _, channels, height, width = features.shape
     out = np.zeros((len(rois), channels, pooled_h, pooled_w), dtype=features.dtype)
     dfeatures = np.zeros_like(features)
     for r, roi in enumerate(rois):
         image = int(roi[0])
-        x1, y1, x2, y2 = (half_away(F32(c) * F32(scale)) for c in roi[1:])
+        pad = [
+            (F32(last) - F32(first) + F32(1)) * F32(pad_ratio) for first, last in zip(roi[1:3], roi[3:], strict=True)
+        ]
+        padded = [F32(c) + sign * p for c, sign, p in zip(roi[1:], (-1, -1, 1, 1), pad * 2, strict=True)]
+        x1, y1, x2, y2 = (half_away(c * F32(scale)) for c in padded)
         bin_h = F32(max(y2 - y1 + 1, 1)) / F32(pooled_h)
         bin_w = F32(max(x2 - x1 + 1, 1)) / F32(pooled_w)
         for ph in range(pooled_h):
@@ -43,23 +64,26 @@ def slow_roi_pool(features, rois, pooled_h, pooled_w, scale, grad=None):
                         continue
                     out[r, c, ph, pw] = best
                     y, x = where
-                    if grad is not None and x1 <= x <= x2 and y1 <= y <= y2:
+                    found = finds(y, ph, y1, y2, height, pooled_h, scale) and finds(
+                        x, pw, x1, x2, width, pooled_w, scale
+                    )
+                    if grad is not None and found:
                         dfeatures[image, c, y, x] += grad[r, c, ph, pw]
     return out, dfeatures
 
 
-def check(features, rois, pooled=(7, 7), scale=1.0):
+def check(features, rois, pooled=(7, 7), scale=1.0, **options):
     features, rois = np.asarray(features, dtype=F32), np.asarray(rois, dtype=F32).reshape(-1, 5)
     rng = np.random.default_rng(0)
     grad = rng.integers(-8, 9, (len(rois), features.shape[1], *pooled)).astype(F32)  # sums are exact
-    expected, expected_grad = slow_roi_pool(features, rois, *pooled, scale, grad)
+    expected, expected_grad = slow_roi_pool(features, rois, *pooled, scale, grad, **options)
     x = torch.tensor(features, requires_grad=True)
-    out = roi_pool(x, torch.tensor(rois), *pooled, scale)
+    out = roi_pool(x, torch.tensor(rois), *pooled, scale, **options)
     np.testing.assert_array_equal(out.detach().numpy(), expected)
     out.backward(torch.tensor(grad))
     np.testing.assert_array_equal(x.grad.numpy(), expected_grad)
     with torch.no_grad():  # another code path: no argmax
-        np.testing.assert_array_equal(roi_pool(x, torch.tensor(rois), *pooled, scale).numpy(), expected)
+        np.testing.assert_array_equal(roi_pool(x, torch.tensor(rois), *pooled, scale, **options).numpy(), expected)
     return out
 
 
@@ -115,6 +139,18 @@ def test_odd_rois(roi):
 def test_the_first_of_equal_maxima_gets_the_gradient():
     features = np.random.default_rng(4).integers(0, 2, (2, 3, 9, 11))
     check(features, random_rois(np.random.default_rng(5), 25, 2, 11, 9), (2, 3))
+
+
+@pytest.mark.parametrize("pooled", [(7, 7), (2, 5)])
+@pytest.mark.parametrize("scale", [1 / 16, 1.5])
+@pytest.mark.parametrize("gradient", RULES)
+@pytest.mark.parametrize("pad_ratio", [0, 0.25])
+def test_forks(pooled, scale, gradient, pad_ratio):
+    rng = np.random.default_rng(6)
+    rois = random_rois(rng, 30, 2, 19 / scale, 14 / scale)
+    rois[:3, 1:] = rois[:3, [3, 4, 1, 2]]  # malformed
+    rois[3:12, 1:] += rng.uniform(-8, 8, (9, 4)) / scale  # across the map's edge
+    check(rng.standard_normal((2, 2, 14, 19)), rois, pooled, scale, pad_ratio=pad_ratio, gradient=gradient)
 
 
 def test_hand_worked():

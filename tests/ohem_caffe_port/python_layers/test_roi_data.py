@@ -5,6 +5,7 @@ import torch
 from ohem_caffe_port.errors import PortError
 
 NAMES = ("data", "rois", "labels", "bbox_targets", "bbox_inside_weights", "bbox_outside_weights")
+RPN_NAMES = ("data", "im_info", "gt_boxes")
 
 
 def text(tops=NAMES, param_str="'num_classes': 7"):
@@ -46,7 +47,8 @@ def test_without_box_regression(build, shapes_cfg, shapes_roidb):
     [
         ({}, NAMES[:3], "'num_classes': 7", "its tops are data, rois, labels, bbox_targets"),
         ({"BBOX_REG": False}, NAMES, "'num_classes': 7", "its tops are data, rois, labels$"),
-        ({"HAS_RPN": True}, NAMES, "'num_classes': 7", "HAS_RPN is not supported"),
+        ({"HAS_RPN": True}, NAMES, "'num_classes': 7", "with TRAIN.HAS_RPN its tops are data, im_info, gt_boxes"),
+        ({"HAS_RPN": False}, RPN_NAMES, "'num_classes': 7", "its tops are data, rois, labels, bbox_targets"),
         ({}, NAMES, "'classes': 7", "'num_classes' is missing"),
     ],
 )
@@ -66,3 +68,60 @@ def test_too_few_classes(build, shapes_cfg, shapes_roidb):
     net = build(text(param_str="'num_classes': 2"), cfg=cfg)
     with pytest.raises(PortError, match="num_classes 2"):
         net.layers[0].set_roidb(shapes_roidb(cfg))
+
+
+# ---- region proposal networks
+
+
+def test_feeds_a_region_proposal_network(build, shapes_cfg, shapes_roidb):
+    """What is not stated about a net with im_info follows py-faster-rcnn's faster_rcnn_end2end.yml."""
+    cfg = shapes_cfg("fast_rcnn")
+    cfg.explicit -= {"TRAIN.IMS_PER_BATCH", "TRAIN.BG_THRESH_LO"}  # of the zoo's cfg.yml
+    net = build(text(RPN_NAMES), cfg=cfg)
+    train = cfg.TRAIN
+    assert (train.HAS_RPN, train.IMS_PER_BATCH, train.PROPOSAL_METHOD) == (True, 1, "gt")
+    assert (train.BBOX_NORMALIZE_TARGETS_PRECOMPUTED, train.BG_THRESH_LO) == (True, 0.0)
+    assert "TRAIN.IMS_PER_BATCH 1" in net.warnings[0]
+    roidb = shapes_roidb(cfg)
+    net.layers[0].set_roidb(roidb)
+    blobs = net()
+    assert list(blobs) == list(RPN_NAMES)
+    _, _, height, width = blobs["data"].shape
+    assert blobs["im_info"][0, :2].tolist() == [height, width]
+    gt_boxes, scale = blobs["gt_boxes"].numpy(), blobs["im_info"][0, 2].item()
+    boxes = [e["boxes"][e["gt_classes"] > 0] * scale for e in roidb]
+    assert any(b.shape == gt_boxes[:, :4].shape and np.allclose(b, gt_boxes[:, :4], rtol=1e-5) for b in boxes)
+    assert gt_boxes[:, 4].min() >= 1
+
+
+def test_what_is_stated_about_a_region_proposal_network_stays(build, shapes_cfg):
+    cfg = shapes_cfg(BG_THRESH_LO=0.1, IMS_PER_BATCH=1, HAS_RPN=True)
+    cfg.explicit -= {"TRAIN.PROPOSAL_METHOD"}
+    net = build(text(RPN_NAMES), cfg=cfg)
+    assert cfg.TRAIN.BG_THRESH_LO == 0.1
+    assert cfg.TRAIN.PROPOSAL_METHOD == "selective_search"
+    assert net.warnings == []
+    cfg = shapes_cfg(BG_THRESH_LO=0.1)
+    build(text(RPN_NAMES), cfg=cfg)
+    assert (cfg.TRAIN.BG_THRESH_LO, cfg.TRAIN.HAS_RPN) == (0.1, True)
+
+
+def test_one_image_at_a_time(build, shapes_cfg, shapes_roidb):
+    cfg = shapes_cfg(IMS_PER_BATCH=2, HAS_RPN=True)
+    net = build(text(RPN_NAMES), cfg=cfg)
+    with pytest.raises(PortError, match="takes one image at a time") as caught:
+        net.layers[0].set_roidb(shapes_roidb(cfg))
+    assert caught.value.field == "TRAIN.IMS_PER_BATCH"
+
+
+@pytest.mark.parametrize("has_rpn", [True, False])
+def test_the_axes_of_py_r_fcn(build, shapes_cfg, shapes_roidb, has_rpn):
+    cfg = shapes_cfg(AGNOSTIC=True, HAS_RPN=has_rpn, IMS_PER_BATCH=1)
+    net = build(text(RPN_NAMES if has_rpn else NAMES), cfg=cfg)
+    net.layers[0].set_roidb(shapes_roidb(cfg))
+    inferred = {value.name: shape for value, shape in zip(net.values, net.shapes, strict=True)}
+    for name, blob in net().items():
+        assert blob.dim() == (2 if name == "im_info" else 4)
+        assert blob.shape[1:] == inferred[name][1:] or name == "data"
+    if not has_rpn:
+        assert net.blobs["bbox_targets"].shape[1] == 8
