@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import tempfile
+from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 
 from ohem_caffe_port.config import Config
@@ -17,7 +22,15 @@ from prototxt import CaffePortError, caffe_pb2
 SIDE = 256  # pixels of an image, where the net does not say
 DIGIT = 28  # of an MNIST image, which some nets insist on
 ROIS = 8
+CLASS_LABELS = {"SoftmaxWithLoss", "Accuracy", "SegAccuracy", "HingeLoss", "MultinomialLogisticLoss"}
+SAME_SHAPE = {"SmoothL1LossOHEM", "EuclideanLoss", "SigmoidCrossEntropyLoss", "SmoothL1Loss", "L1Loss", "Python"}
 SELF_SUPPLIED = {"DummyData", "Parameter"}  # without bottoms, and in need of no file
+# These compute a label for every cell of every field of view: they read a drawn picture. (message, difficult column)
+WINDOW_DATA = {
+    "ImageGtData": ("image_gt_data_param", False),
+    "DetectionData": ("detection_data_param", True),
+    "EvalData": ("eval_data_param", True),
+}
 
 
 class RunError(Exception):
@@ -113,19 +126,35 @@ def config_for(net, phase: str, path) -> Config:
 # ---- shapes
 
 
+def scratch_folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"ohem_caffe_port_standins_{os.getpid()}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def forget_files(net) -> None:
-    """Layers other than data layers do without the files that they name."""
+    """Layers other than data layers do without the files that they name, or get one of our own."""
     for layer in net.layer:
-        layer.detection_output_param.ClearField("save_output_param")
-        layer.detection_evaluate_param.ClearField("name_size_file")
-        for message in ("detection_output_param", "detection_evaluate_param"):
-            if not getattr(layer, message).ListFields():
-                layer.ClearField(message)
+        for message, field in (
+            ("detection_output_param", "save_output_param"),
+            ("frcnn_output_param", "save_output_param"),
+            ("detection_evaluate_param", "name_size_file"),
+        ):
+            if layer.HasField(message):
+                getattr(layer, message).ClearField(field)
+        if layer.type == "DetectionEvaluate" and len(layer.bottom) == 3:
+            sizes = scratch_folder() / "name_size.txt"
+            sizes.write_text("picture 640 640\n" * 8)
+            layer.detection_evaluate_param.name_size_file = str(sizes)
 
 
 def replace_sources(net, phase: str, cfg, side: int, channels: int, shrink: bool) -> None:
     """Every layer that would read files becomes an ``Input`` layer; images become small."""
+    four_axes = any(layer.type == "BoxAnnotatorOHEM" for layer in net.layer)  # as R-FCN's data layer gives them
     for layer in list(net.layer):
+        if layer.type in WINDOW_DATA:
+            draw_windows(layer, shrink)
+            continue
         if layer.bottom or not layer.top or layer.type in SELF_SUPPLIED:
             continue
         if layer.type == "Input":
@@ -134,6 +163,8 @@ def replace_sources(net, phase: str, cfg, side: int, channels: int, shrink: bool
                 shapes = {top: smaller(shape) for top, shape in shapes.items()}
         else:
             shapes = shapes_of_source(layer, side, channels)
+            if four_axes and "rois" in shapes:
+                shapes = {top: (*shape, *[1] * (4 - len(shape))) for top, shape in shapes.items()}
         reshape_inputs(net, shapes)
     settle_labels(net, phase, cfg)
 
@@ -149,6 +180,22 @@ def smaller(shape):
         return shape
     n, c, h, w = shape
     return (min(n, 2), c, h, w) if h * w <= 640 * 640 else (min(n, 2), c, 320, 320 * w // h // 32 * 32 or 320)
+
+
+def draw_windows(layer, shrink: bool) -> None:
+    """Gives the layer a window file with one picture and objects of many sizes in it; scaled less with ``shrink``."""
+    name, difficult = WINDOW_DATA[layer.type]
+    folder = scratch_folder()
+    image, windows = folder / "picture.png", folder / f"{name}.txt"
+    width, height = 640, 640
+    cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+    sizes = [(20 * k, 16 * k) for k in range(1, 24)]
+    rows = [f"1 0 {'0 ' if difficult else ''}{k} {k} {k + w} {k + h}" for k, (w, h) in enumerate(sizes)]
+    windows.write_text("\n".join(["# 0", image.name, "3", str(height), str(width), str(len(rows)), *rows, "0"]) + "\n")
+    settings = getattr(layer, name)
+    settings.root_folder, settings.source, settings.batch_size = f"{folder}/", str(windows), 1
+    if shrink and name != "image_gt_data_param":
+        settings.short_size, settings.long_size = 320, 512
 
 
 def shapes_of_source(layer, side: int, channels: int) -> dict[str, tuple[int, ...]]:
@@ -200,20 +247,19 @@ def settle_labels(net, phase: str, cfg) -> None:
         shape = shape_before(net, i, prediction, phase, cfg)
         if shape is None:
             continue
-        if kind in ("SoftmaxWithLoss", "Accuracy", "SegAccuracy", "HingeLoss", "MultinomialLogisticLoss"):
+        if kind in CLASS_LABELS:
             axis = reader.softmax_param.axis if kind == "SoftmaxWithLoss" else 1
             wanted = tuple(shape[:axis]) + ((1,) if len(shape) == 4 and axis == 1 else ()) + tuple(shape[axis + 1 :])
-            if len(shape) == 4 and axis == 1 and shape[2:] == (1, 1):
-                wanted = (shape[0],)
             wanted = wanted or (1,)
-        elif kind in ("ContrastiveLoss", "CenterLoss", "TripletLoss", "SoftmaxWithLossOHEM", "InfogainLoss"):
-            continue
-        else:
+        elif kind in SAME_SHAPE:
             wanted = tuple(shape)
+        else:
+            continue
         tops = list(inputs[top].top)
         declared = [tuple(s.dim) for s in inputs[top].input_param.shape]
-        declared[tops.index(top)] = wanted
-        reshape_inputs(net, dict(zip(tops, declared, strict=True)))
+        if math.prod(declared[tops.index(top)]) != math.prod(wanted):
+            declared[tops.index(top)] = wanted
+            reshape_inputs(net, dict(zip(tops, declared, strict=True)))
 
 
 def shape_before(net, index: int, blob: str, phase: str, cfg):
