@@ -124,8 +124,8 @@ class SlidingLayer(Layer):
 
 @register("Convolution")
 class Convolution(SlidingLayer):
-    """``ConvolutionLayer`` over 1, 2 or 3 spatial axes, grouped, dilated. Weight ``[num_output, C / group, *kernel]``,
-    bias ``[num_output]``.
+    """``ConvolutionLayer``: convolution over 1, 2 or 3 spatial axes, grouped, dilated. Weight
+    ``[num_output, C / group, *kernel]``, bias ``[num_output]``.
 
     All bottoms have one shape and share the weights. ``pad_type: 1`` is TensorFlow's "SAME" (synopsys); ``relu`` with
     ``negative_slope`` is a ReLU fused into the layer (Intel).
@@ -175,6 +175,10 @@ class Convolution(SlidingLayer):
         weight, bias = self.blob(0), self.blob(1) if self.param.convolution_param.bias_term else None
         results = [self.slide(self.as_images(x), weight, bias) for x in bottoms]
         return results if self.axis == 1 else [r.reshape(*bottoms[0].shape[: self.axis], *r.shape[1:]) for r in results]
+
+    def multiply_adds(self, bottoms, tops):
+        windows = bottoms if self.transposed else tops
+        return sum(math.prod(shape) for shape in windows) * math.prod(self.blob_shapes[0][1:])
 
     def slide(self, x, weight, bias):
         x = self.operator(self.padded(x), weight, bias, self.stride, self.pad, self.dilation, self.group)
@@ -263,6 +267,9 @@ class Local(Layer):
         self.add_blob((p.num_output, 1, shape[1] * p.kernel_size**2, windows), p.weight_filler)
         if p.bias_term:
             self.add_blob((1, 1, p.num_output, windows), p.bias_filler)
+
+    def multiply_adds(self, bottoms, tops):
+        return math.prod(tops[0]) * self.blob_shapes[0][2]
 
     def forward(self, bottoms):
         p, x = self.param.local_param, bottoms[0]

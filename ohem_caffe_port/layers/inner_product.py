@@ -12,8 +12,11 @@ from .convolution import fused_relu
 
 @register("InnerProduct")
 class InnerProduct(Layer):
-    """``InnerProductLayer``: flattens the bottom from ``axis`` on. Weight ``[num_output, K]`` (``[K, num_output]`` with
-    ``transpose``), bias ``[num_output]``; ``relu`` with ``negative_slope`` is a ReLU fused into the layer (Intel)."""
+    """``InnerProductLayer``: a fully connected layer over the bottom flattened from ``axis`` on. Weight
+    ``[num_output, K]`` (``[K, num_output]`` with ``transpose``), bias ``[num_output]``.
+
+    ``relu`` with ``negative_slope`` is a ReLU fused into the layer (Intel).
+    """
 
     fields = {
         "inner_product_param": {
@@ -31,6 +34,9 @@ class InnerProduct(Layer):
         self.add_blob((k, p.num_output) if p.transpose else (p.num_output, k), p.weight_filler)
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
+
+    def multiply_adds(self, bottoms, tops):
+        return math.prod(bottoms[0][: self.axis]) * math.prod(self.blob_shapes[0])
 
     def forward(self, bottoms):
         p = self.param.inner_product_param

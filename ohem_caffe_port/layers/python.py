@@ -16,7 +16,7 @@ PYTHON_LAYERS: dict[tuple[str, str], type[PythonLayer]] = {}
 class PythonLayer(Layer):
     """Base of the classes that stand for known projects' Python layers.
 
-    ``settings`` is ``param_str`` read as YAML (the form all of those projects use): a dict, empty when absent.
+    ``settings`` is ``param_str`` read as YAML (the form most of those projects use): a dict, empty when absent.
     """
 
     type = "Python"
@@ -25,15 +25,23 @@ class PythonLayer(Layer):
 
     def __init__(self, param, context):
         super().__init__(param, context)
-        text = param.python_param.param_str
+        self.settings = self.read_settings(param.python_param.param_str)
+
+    def read_settings(self, text: str) -> dict:
+        """``param_str`` as a dict; layers whose original reads another form than YAML have their own.
+
+        Raises:
+            PortError: it is not of that form.
+        """
         try:
             settings = read_yaml(text)
         except yaml.YAMLError as error:
             problem = getattr(error, "problem", None) or error
             raise self.error(f"not YAML: {text!r} ({problem})", field="python_param.param_str") from None
-        self.settings = settings if isinstance(settings, dict) else {}
-        if text.strip() and not self.settings:
+        settings = settings if isinstance(settings, dict) else {}
+        if text.strip() and not settings:
             raise self.error(f"expected 'key': value pairs, got {text!r}", field="python_param.param_str")
+        return settings
 
     def setting(self, name: str, kind: type, default=None):
         """A value of ``param_str``; without a default it must be there.

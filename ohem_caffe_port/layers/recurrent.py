@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -57,6 +59,11 @@ class RecurrentLayer(Layer):
         for bottom in bottoms[2 + self.static :]:
             if tuple(bottom.shape) != shape:
                 raise self.error(f"a hidden bottom's shape must be {shape}, not {tuple(bottom.shape)}")
+
+    def multiply_adds(self, bottoms, tops):
+        matrices = [math.prod(shape) for shape in self.blob_shapes if len(shape) == 2]
+        static = matrices.pop(1) if self.static else 0  # once a stream
+        return tops[0][0] * tops[0][1] * sum(matrices) + tops[0][1] * static
 
     def allow_force_backward(self, bottom):
         return bottom != 1

@@ -21,7 +21,7 @@ def check_image(layer: Layer, x: Tensor) -> None:
 
 @register("Interp")
 class Interp(Layer):
-    """Bilinear resize with corners aligned (DeepLab, PSPNet).
+    """Bilinear resize of images with corners aligned (DeepLab, PSPNet).
 
     The bottom is cropped by ``-pad_beg`` cells before and ``-pad_end`` after on both axes. The size is, in this order:
     the second bottom's with ``use_blob_size`` (or if no size is stated), ``(size - 1) / shrink_factor + 1``,
@@ -78,14 +78,14 @@ class Interp(Layer):
 
 @register("Upsample")
 class Upsample(Layer):
-    """Repeats each cell, or with a second bottom puts each cell where a Pooling's mask says.
+    """Repeats each cell of an image, or with a second bottom puts each cell where a Pooling's mask says.
 
     One bottom (YOLO): every cell becomes a block of ``scale`` (or ``stride``) cells, which may differ by axis.
 
     Two bottoms (SegNet): value and mask, a Pooling's two tops, of one shape; the value goes to position
     ``h * width + w`` of an image of zeros, ``upsample_h x upsample_w`` or ``scale`` times as large, less one row or
-    column with ``pad_out_h`` / ``pad_out_w``. Of two values for one position the later stays, on a GPU either; both get
-    its gradient.
+    column with ``pad_out_h`` / ``pad_out_w``. Of two values for one position the later stays (on a GPU, as in Caffe,
+    either may); both get its gradient.
     """
 
     fields = {

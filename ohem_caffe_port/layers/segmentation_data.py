@@ -60,7 +60,8 @@ class ImageLabelmapData(ImageListLayer):
 @register("ImageSegData")
 class ImageSegData(ImageListLayer):
     """``ImageSegDataLayer`` of PSPNet: images with a map of classes each. Tops: data ``[N, C, H, W]``, classes
-    ``[N, 1, H, W]``, and the image's height and width, cut to the blob's, ``[N, 1, 1, 2]``.
+    ``[N, 1, H, W]``, and, with a third, the image's height and width, cut to the blob's,
+    ``[N, 1, 1, 2]``.
 
     A line of the list is ``<image> <map>`` with ``label_type: PIXEL``, ``<image> <label>`` with IMAGE (one class for
     all pixels), ``<image>`` with NONE (``ignore_label`` everywhere). One of ``scale_factors`` scales both; what is then
@@ -72,7 +73,7 @@ class ImageSegData(ImageListLayer):
         "image_data_param": LIST_FIELDS | {"label_type", "ignore_label"},
         "transform_param": (PIXELS - {"mean_file"}) | {"crop_height", "crop_width", "scale_factors"},
     }
-    num_tops = (3, 3)
+    num_tops = (2, 3)
 
     def open(self):
         p = self.param.transform_param
@@ -97,7 +98,7 @@ class ImageSegData(ImageListLayer):
         image, _ = self._pair(path, label)
         height, width = (crop or size for crop, size in zip(self.transformer.crop, image.shape, strict=False))
         n = self.batch_size
-        return [(n, image.shape[2], height, width), (n, 1, height, width), (n, 1, 1, 2)]
+        return [(n, image.shape[2], height, width), (n, 1, height, width), (n, 1, 1, 2)][: len(self.param.top)]
 
     def load_item(self, path, label):
         image, classes = self._pair(path, label)
@@ -111,7 +112,7 @@ class ImageSegData(ImageListLayer):
         blob, window = self.transformer.apply(self._padded(image, self._mean(image)))
         classes = window.of(self._padded(classes, [self.settings.ignore_label]))
         size = np.minimum(size, blob.shape[1:]).astype(np.float32).reshape(1, 1, 2)
-        return [blob, classes.transpose(2, 0, 1).astype(np.float32), size]
+        return [blob, classes.transpose(2, 0, 1).astype(np.float32), size][: len(self.param.top)]
 
     def _pair(self, path, label):
         image = self.read(path, self.settings.is_color)

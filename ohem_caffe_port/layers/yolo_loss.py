@@ -264,6 +264,8 @@ class Yolov3(_YoloLoss):
         one = torch.nn.functional.one_hot(label, p.num_class).to(prob)
         entry = torch.arange(len(place), device=place.device)
         same = place[:, None] == place
+        if not len(place):  # no object belongs to this head
+            return torch.zeros_like(prob)
         first = same & (entry == same.to(torch.uint8).argmax(1)[:, None])  # [E, E]: the first pair of each one's box
         positive = (same.to(prob) @ one).clamp(max=1)
         slope = p.class_scale * (prob - (positive * (1 - smooth) + 0.5 * smooth))

@@ -67,3 +67,33 @@ def test_table_and_dict(summary):
 )
 def test_short_numbers(number, text):
     assert _short(number) == text
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (
+            'type: "Convolution" convolution_param { num_output: 6 kernel_size: 3 group: 2 }',
+            (2, 4, 8, 8),
+            2 * 6 * 36 * 2 * 9,
+        ),
+        (
+            'type: "Deconvolution" convolution_param { num_output: 6 kernel_size: 2 stride: 2 }',
+            (2, 4, 8, 8),
+            2 * 4 * 64 * 24,
+        ),
+        ('type: "InnerProduct" inner_product_param { num_output: 6 axis: 2 }', (2, 4, 8), 8 * 6 * 8),
+        ('type: "Local" local_param { num_output: 6 kernel_size: 3 }', (2, 4, 8, 8), 2 * 6 * 36 * 36),
+        ('type: "ReLU"', (2, 4, 8, 8), 0),
+    ],
+)
+def test_multiply_adds(build, inputs_of, layer, shape, expected):
+    text = inputs_of(x=shape) + f'layer {{ name: "l" {layer} bottom: "x" top: "y" }}'
+    assert build(text).summary().rows[-1].multiply_adds == expected
+
+
+def test_multiply_adds_of_an_lstm(build, inputs_of):
+    bottoms = 'bottom: "x" bottom: "cont" bottom: "s"'
+    layer = f'layer {{ name: "l" type: "LSTM" {bottoms} top: "y" recurrent_param {{ num_output: 4 }} }}'
+    text = inputs_of(x=(3, 2, 5), cont=(3, 2), s=(2, 7)) + layer
+    assert build(text).summary().rows[-1].multiply_adds == 3 * 2 * (16 * 5 + 16 * 4) + 2 * 16 * 7

@@ -42,6 +42,8 @@ def phases_of(net) -> list[str]:
     which a bottom is missing is none, unless that is so in all."""
     named = {("TRAIN", "TEST")[rule.phase] for layer in net.layer for rule in (*layer.include, *layer.exclude)
              if rule.HasField("phase")}  # fmt: skip
+    if any(layer.type == "Python" and not layer.bottom and not layer.include for layer in net.layer):
+        return ["TRAIN"]  # those data layers are for training
     if not named:
         has_loss = any(_is_loss(layer) for layer in net.layer)
         has_accuracy = any(layer.type == "Accuracy" for layer in net.layer)
@@ -142,6 +144,9 @@ def forget_files(net) -> None:
         ):
             if layer.HasField(message):
                 getattr(layer, message).ClearField(field)
+        for message in ("yolo_detection_output_param", "yolov3_detection_output_param"):
+            if layer.HasField(message):  # with random weights hundreds of thousands of boxes pass the usual thresholds
+                getattr(layer, message).confidence_threshold = 0.9
         if layer.type == "DetectionEvaluate" and len(layer.bottom) == 3:
             sizes = scratch_folder() / "name_size.txt"
             sizes.write_text("picture 640 640\n" * 8)
@@ -223,8 +228,12 @@ def shapes_of_source(layer, side: int, channels: int) -> dict[str, tuple[int, ..
             shapes[top] = (1, 3)
         elif top == "gt_masks":
             shapes[top] = (3, height, width)
+        elif top == "masks":
+            shapes[top] = (ROIS, 1, 14, 14)
+        elif top == "mask_targets":
+            shapes[top] = (ROIS, 1, 21, 21)
         elif top == "mask_info":
-            shapes[top] = (1, 2)
+            shapes[top] = (3, 2)
         elif top == layer.top[0] or top in ("hha", "depth"):
             shapes[top] = (batch, channels, height, width)
         elif layer.type == "AnnotatedData":

@@ -182,6 +182,18 @@ def test_without_objects(run_layer):
     np.testing.assert_allclose(grad, slope, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("truth", [[], [(0, 1, 0.5, 0.5, 0.05, 0.1)]])
+def test_no_object_belongs_to_a_head(run_layer, truth):
+    """None in the image, or none that one of its anchors fits best."""
+    head = RNG.standard_normal((2, 16, 4, 5))
+    settings = "num_class: 3 num: 2 anchors_scale: 32 thresh: 0.4 iou_thresh: 1 mask: 2 mask: 3 "
+    settings += " ".join(f"biases: {v}" for v in PIXELS.ravel())
+    loss, grad = run(run_layer, "Yolov3", f"yolov3_param {{ {settings} }}", head, dense(truth))
+    expected, slope = slow_yolov3(head, truth, PIXELS, [2, 3], 32, 0, iou_thresh=2)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(grad, slope, rtol=1e-3, atol=1e-5)
+
+
 HEAD, LABELS = np.zeros((1, 16, 4, 4)), np.zeros((1, 1, 300, 5))
 
 
