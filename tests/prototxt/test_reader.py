@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from prototxt import PrototxtError, locate, parse_net, parse_solver, read_net, read_solver
+from prototxt import PrototxtError, locate, parse_net, parse_solver, read_any, read_net, read_solver
 
 NET = """\
 # a small detector
@@ -258,3 +258,24 @@ def test_solver(tmp_path):
     assert solver.snapshot_prefix == str(tmp_path / "solver")
     assert not parse_solver('net: "x"').HasField("snapshot_prefix")
     assert fails('net: "x"\nbase_rl: 1', parse_solver).line == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('layer { name: "a" type: "ReLU" }', "NetParameter"),
+        ('name: "x" input: "data"', "NetParameter"),
+        ('net: "x" base_lr: 1', "SolverParameter"),
+        ('item { name: "cat" label: 1 }', "LabelMap"),
+    ],
+)
+def test_read_any(tmp_path, text, kind):
+    (tmp_path / "x.prototxt").write_text(text)
+    assert read_any(tmp_path / "x.prototxt").DESCRIPTOR.name == kind
+
+
+def test_read_any_reports_as_the_reader_of_that_kind(tmp_path):
+    (tmp_path / "x.prototxt").write_text('net: "x"\nbase_lr: one')
+    with pytest.raises(PrototxtError) as caught:
+        read_any(tmp_path / "x.prototxt")
+    assert (caught.value.line, caught.value.field) == (2, "base_lr")

@@ -150,3 +150,27 @@ def test_current_nets_pass_silently():
         warnings.simplefilter("error")
         net = parse_net('layer { name: "a" type: "ReLU" } state { phase: TEST }')
     assert len(net.layer) == 1
+
+
+def test_spp_nets_dialect_of_v0():
+    """Today's messages inside V0 layers, and a type spelled inner_product."""
+    net = parse_net("""
+        input: "data" input_dim: 1 input_dim: 3 input_dim: 8 input_dim: 8
+        layers { layer { name: "c" type: "conv" conv_param { num_output: 4 kernel_size: 3 pad: 1 }
+                         blobs_lr: 1 blobs_lr: 2 } bottom: "data" top: "c" }
+        layers { layer { name: "n" type: "lrn" lrn_param { local_size: 3 norm_region: WITHIN_CHANNEL } }
+                 bottom: "c" top: "n" }
+        layers { layer { name: "p" type: "pool" pool_param { pool: AVE kernel_size: 2 } } bottom: "n" top: "p" }
+        layers { layer { name: "i" type: "inner_product" inner_product_param { num_output: 5 }
+                         weight_decay: 1 weight_decay: 0 } bottom: "p" top: "i" }
+        layers { layer { name: "d" type: "dropout" dropout_param { dropout_ratio: 0.3 } } bottom: "i" top: "i" }
+    """)
+    assert [layer.type for layer in net.layer] == ["Input", "Convolution", "LRN", "Pooling", "InnerProduct", "Dropout"]
+    _, conv, norm, pool, ip, drop = net.layer
+    assert (conv.convolution_param.num_output, list(conv.convolution_param.pad)) == (4, [1])
+    assert [param.lr_mult for param in conv.param] == [1, 2]
+    assert norm.lrn_param.norm_region == norm.lrn_param.WITHIN_CHANNEL
+    assert pool.pooling_param.pool == pool.pooling_param.AVE
+    assert ip.inner_product_param.num_output == 5
+    assert [param.decay_mult for param in ip.param] == [1, 0]
+    assert drop.dropout_param.dropout_ratio == pytest.approx(0.3)
