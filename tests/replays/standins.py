@@ -25,6 +25,7 @@ ROIS = 8
 CLASS_LABELS = {"SoftmaxWithLoss", "Accuracy", "SegAccuracy", "HingeLoss", "MultinomialLogisticLoss"}
 SAME_SHAPE = {"SmoothL1LossOHEM", "EuclideanLoss", "SigmoidCrossEntropyLoss", "SmoothL1Loss", "L1Loss", "Python"}
 SELF_SUPPLIED = {"DummyData", "Parameter"}  # without bottoms, and in need of no file
+DETECTNET_LABEL = (1, 4, 16)  # up to 3 boxes of an image
 # These compute a label for every cell of every field of view: they read a drawn picture. (message, difficult column)
 WINDOW_DATA = {
     "ImageGtData": ("image_gt_data_param", False),
@@ -160,6 +161,11 @@ def replace_sources(net, phase: str, cfg, side: int, channels: int, shrink: bool
         if layer.type in WINDOW_DATA:
             draw_windows(layer, shrink)
             continue
+        if layer.type == "DummyData" and shrink:
+            dummy = layer.dummy_data_param
+            for shape in dummy.shape:
+                shape.dim[:1] = [min(d, 2) for d in shape.dim[:1]]
+            dummy.num[:] = [min(n, 2) for n in dummy.num]
         if layer.bottom or not layer.top or layer.type in SELF_SUPPLIED:
             continue
         if layer.type == "Input":
@@ -248,6 +254,8 @@ def settle_labels(net, phase: str, cfg) -> None:
     inputs = {top: layer for layer in net.layer if layer.type == "Input" for top in layer.top}
     makers = {}
     for i, layer in enumerate(net.layer):
+        if layer.type == "DetectNetTransformation" and layer.bottom[1] in inputs:
+            reshape_inputs(net, {layer.bottom[1]: (2, *DETECTNET_LABEL)})
         for b, bottom in enumerate(layer.bottom):
             compared = b and (_is_loss(layer) or layer.type in ("Accuracy", "SegAccuracy"))
             if bottom in inputs and compared and bottom not in makers and layer.type != "MultiBoxLoss":
@@ -295,13 +303,21 @@ def value_of(name: str, shape, net) -> torch.Tensor:
     if "rois" in name and len(shape) >= 2 and shape[1] == 5:
         return torch.cat([torch.zeros(shape[0], 1), boxes(shape[0], height, width)], 1).view(shape)
     if name == "gt_boxes":
-        return torch.cat([boxes(shape[0], height, width), torch.ones(shape[0], 1)], 1).view(shape)
+        return torch.cat([boxes(shape[0], height, width, seed=0), torch.ones(shape[0], 1)], 1).view(shape)
+    if name == "mask_info":  # heights and widths of the boxes' masks
+        found = boxes(shape[0], height, width, seed=0)
+        return (found[:, 2:] - found[:, :2] + 1).flip(1)
     if name == "im_info":
         return torch.tensor([height, width, 1.0])[: math.prod(shape)].expand(shape).clone()
     if tuple(shape[-1:]) == (8,) and len(shape) == 4 and "label" in name:
         rows = torch.zeros(shape)
         rows[..., 1] = 1
         rows[..., 3:7] = torch.tensor([0.2, 0.2, 0.7, 0.8])
+        return rows
+    if tuple(shape[1:]) == DETECTNET_LABEL:
+        rows = torch.zeros(shape)
+        rows[..., 0, :2] = torch.tensor([3, 16])
+        rows[..., 1:, :6] = torch.tensor([40, 60, 80, 100, 0, 1])
         return rows
     if name in ("clip_markers", "cont"):
         return torch.ones(shape)
@@ -322,10 +338,11 @@ def image_size(net) -> tuple[int, int]:
     return tuple(shapes[0][2:]) if shapes else (SIDE, SIDE)
 
 
-def boxes(count: int, height: int, width: int) -> torch.Tensor:
-    """``[count, 4]`` of at least 16 pixels, inside the image."""
-    corner = torch.rand(count, 2) * 0.5
-    size = 0.2 + torch.rand(count, 2) * 0.3
+def boxes(count: int, height: int, width: int, seed: int | None = None) -> torch.Tensor:
+    """``[count, 4]`` of a fifth of the image and more, inside it; the same for the same seed."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * 0.5
+    size = 0.2 + torch.rand(count, 2, generator=generator) * 0.3
     scale = torch.tensor([width - 1.0, height - 1.0])
     return torch.cat([corner * scale, (corner + size) * scale], 1).floor()
 
