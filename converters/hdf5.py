@@ -63,7 +63,7 @@ def write_hdf5_model(path, layers) -> None:
 
 
 def read_hdf5_state(path) -> dict:
-    """``iter``, ``current_step``, ``learned_net`` and the list ``history`` of a ``.solverstate.h5``.
+    """What a ``.solverstate.h5`` has of :class:`~converters.solverstate.SolverState`'s fields.
 
     Raises :class:`WeightsError` as :func:`read_hdf5_model` does.
     """
@@ -76,15 +76,22 @@ def read_hdf5_state(path) -> dict:
             "current_step": int(np.ravel(file["current_step"][()])[0]) if "current_step" in file else 0,
             "learned_net": name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name),
             "history": _blobs(file["history"], path, "history"),
+            "minimum_loss": float(np.ravel(file["minimum_loss"][()])[0]) if "minimum_loss" in file else None,
+            "iter_last_event": int(np.ravel(file["iter_last_event"][()])[0]) if "iter_last_event" in file else 0,
         }
 
 
-def write_hdf5_state(path, *, iter: int, current_step: int, learned_net: str, history) -> None:
+def write_hdf5_state(
+    path, *, iter: int, current_step: int, learned_net: str, history, minimum_loss=None, iter_last_event: int = 0
+) -> None:
     """Writes a ``.solverstate.h5`` that Caffe can restore. The file appears whole or not at all."""
     with _create(path) as file:
         file.create_dataset("iter", data=np.array([iter], dtype=np.int32))
         file.create_dataset("current_step", data=np.array([current_step], dtype=np.int32))
         file.create_dataset("learned_net", data=np.bytes_(learned_net.encode("utf-8", "surrogateescape")))
+        if minimum_loss is not None:
+            file.create_dataset("minimum_loss", data=np.array([minimum_loss], dtype=np.float32))
+            file.create_dataset("iter_last_event", data=np.array([iter_last_event], dtype=np.int32))
         group = file.create_group("history")
         for i, blob in enumerate(history):
             group.create_dataset(str(i), data=blob)

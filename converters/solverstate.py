@@ -1,11 +1,13 @@
 """``.solverstate``: what a solver needs besides the weights to go on where it stopped.
 
-SolverState fields: iter=1, learned_net=2, history=3 (BlobProto), current_step=4.
+SolverState fields: iter=1, learned_net=2, history=3 (BlobProto), current_step=4; SSD: minimum_loss=5,
+iter_last_event=6.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +18,7 @@ from .blob import decode_blob, encode_blob
 from .errors import WeightsError
 from .files import map_file
 from .hdf5 import is_hdf5, read_hdf5_state, write_hdf5_state
-from .wire import LEN, VARINT, expect, fields, len_field, signed, text, varint_field
+from .wire import I32, LEN, VARINT, expect, fields, len_field, signed, varint_field
 
 
 @dataclass
@@ -25,13 +27,16 @@ class SolverState:
 
     ``history`` has one array per learnable parameter, shared ones once, in the net's order; solvers with two
     histories (Adam, AdaDelta) store all of the first, then all of the second. SGD's history contains the learning
-    rate. ``current_step`` counts the steps taken by the step and multistep policies.
+    rate. ``current_step`` counts the steps taken by the step, multistep and plateau policies. ``minimum_loss`` and
+    ``iter_last_event``, when that was reached or a step taken, are of SSD's plateau policy; None where there is none.
     """
 
     iter: int = 0
     learned_net: str = ""
     history: list[np.ndarray] = field(default_factory=list)
     current_step: int = 0
+    minimum_loss: float | None = None
+    iter_last_event: int = 0
 
 
 def read_solverstate(path: str | os.PathLike) -> SolverState:
@@ -60,10 +65,13 @@ def write_solverstate(path: str | os.PathLike, state: SolverState) -> None:
         return
     with replacing(path) as file:
         file.write(varint_field(1, state.iter))
-        file.writelines(len_field(2, state.learned_net.encode()))
+        file.writelines(len_field(2, state.learned_net.encode("utf-8", "surrogateescape")))
         for blob in state.history:
             file.writelines(len_field(3, *encode_blob(blob)))
         file.write(varint_field(4, state.current_step))
+        if state.minimum_loss is not None:
+            file.write(bytes([5 << 3 | I32]) + struct.pack("<f", state.minimum_loss))
+            file.write(varint_field(6, state.iter_last_event))
 
 
 def _decode_state(data: memoryview) -> SolverState:
@@ -75,13 +83,20 @@ def _decode_state(data: memoryview) -> SolverState:
             expect(number, wire, VARINT)
             state.iter, has_iter = signed(value), True
         elif number == 2:
-            state.learned_net = text(number, wire, value)
+            expect(number, wire, LEN)
+            state.learned_net = bytes(value).decode("utf-8", "surrogateescape")  # a path, whatever its bytes
         elif number == 3:
             expect(number, wire, LEN)
             state.history.append(_decode_history(value, len(state.history)))
         elif number == 4:
             expect(number, wire, VARINT)
             state.current_step = signed(value)
+        elif number == 5:
+            expect(number, wire, I32)
+            state.minimum_loss = float(value[-1])
+        elif number == 6:
+            expect(number, wire, VARINT)
+            state.iter_last_event = signed(value)
     if not has_iter:
         raise WeightsError("is not a .solverstate: it has no iteration number", hint="Is it a .caffemodel?")
     return state

@@ -31,7 +31,13 @@ RANGES = {
     "RNG_SEED": (0, 2**32 - 1),
 }
 NOT_ZERO = {"TRAIN.BATCH_SIZE"}
-ANY_LENGTH = {"TRAIN.SCALES", "TEST.SCALES"}  # all other lists are as long as their default
+# MNC's files give lists to keys that are numbers elsewhere: one value for each group of RoIs.
+LISTS = {key: f"{key}_LIST" for key in ("FG_FRACTION", "BG_THRESH_HI", "BG_THRESH_LO")}
+ANY_LENGTH = {  # all other lists are as long as their default
+    "TRAIN.SCALES", "TEST.SCALES", "TEST.MAX_ROIS_GPU", "TRAIN.FG_THRESH_HI", "TRAIN.FG_THRESH_LO", "TRAIN.BG_FRACTION",
+    "TRAIN.FRACTION_SAMPLE", "TRAIN.THRESH_LO_SAMPLE", "TRAIN.THRESH_HI_SAMPLE",
+    *(f"TRAIN.{key}" for key in LISTS.values()),
+}  # fmt: skip
 
 
 class _Loader(yaml.SafeLoader):
@@ -95,6 +101,20 @@ class TrainConfig:
     OHEM_USE_NMS: bool = True
     OHEM_NMS_THRESH: float = 0.7
     IMDB: str = ""  # data set when --imdb is not given
+    # MNC: a list has one value for each group of RoIs; FG_FRACTION and BG_THRESH_* of its files are the keys with _LIST
+    FG_FRACTION_LIST: tuple = (0.3,)
+    FG_THRESH_HI: tuple = (1.0,)
+    FG_THRESH_LO: tuple = (0.5,)
+    BG_FRACTION: tuple = (0.85, 0.15)
+    BG_THRESH_HI_LIST: tuple = (0.5, 0.1)
+    BG_THRESH_LO_LIST: tuple = (0.1, 0.0)
+    FG_SEG_THRESH: float = 0.5  # overlap of masks from which a RoI is an object
+    FG_DET_THRESH: float = 0.5  # overlap of boxes, for CFM
+    FRACTION_SAMPLE: tuple = (0.3, 0.5, 0.2)  # CFM's groups
+    THRESH_LO_SAMPLE: tuple = (0.5, 0.1, 0.0)
+    THRESH_HI_SAMPLE: tuple = (1.0, 0.5, 0.1)
+    CFM_INPUT_MASK_SIZE: int = 14  # read by the original only, as TEST's
+    MIX_INDEX: bool = True  # read by the original only: a net's bottoms and tops say it
 
 
 @dataclass
@@ -116,6 +136,15 @@ class TestConfig:
     BBOX_VOTE_N_WEIGHTED_SCORE: int = 1  # above 1: their scores too, over so many boxes
     BBOX_VOTE_WEIGHT_EMPTY: float = 0.5
     IMDB: str = ""
+    CFM_INPUT_MASK_SIZE: int = 14  # of the masks that CFM's data layer gives
+    # Read by MNC's tester only.
+    MASK_MERGE_IOU_THRESH: float = 0.5
+    MASK_MERGE_NMS_THRESH: float = 0.3
+    MAX_ROIS_GPU: tuple = (2000,)
+    GROUP_SCALE: int = 1
+    USE_TOP_K_MCG: int = 0
+    USE_MASK_MERGE: bool = True
+    USE_GPU_MASK_MERGE: bool = True
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -133,7 +162,11 @@ class Config:
     EPS: float = 1e-14
     DATA_DIR: str = "data"  # holds VOCdevkit<year> and selective_search_data
     EXP_DIR: str = "default"
-    # Read by the original only; accepted so that its .yml files load.
+    MASK_SIZE: int = 21  # MNC: side of the masks that a net predicts
+    BINARIZE_THRESH: float = 0.4  # MNC: a mask is where its value is at least this
+    # Read by the originals only; accepted so that their .yml files load.
+    MNC_MODE: bool = True
+    CFM_MODE: bool = False
     ROOT_DIR: str = ""
     MODELS_DIR: str = ""
     MATLAB: str = "matlab"
@@ -195,6 +228,8 @@ class Config:
 def _merge(target, values: dict, source: str, prefix: str, explicit: set[str]) -> None:
     known = {f.name for f in fields(target)}
     for key, value in values.items():
+        if prefix == "TRAIN." and isinstance(value, (list, tuple)):
+            key = LISTS.get(key, key)
         name = f"{prefix}{key}"
         if key not in known:
             near = nearest(str(key), known)

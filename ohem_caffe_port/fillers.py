@@ -52,7 +52,7 @@ def _bilinear(blob, filler):
     """Weights of a Deconvolution that upsamples: square kernels only."""
     size = blob.shape[-1]
     factor = math.ceil(size / 2)
-    centre = (2 * factor - 1 - factor % 2) / (2 * factor)
+    centre = (size - 1) / (2 * factor)
     ramp = 1 - (torch.arange(size, dtype=blob.dtype) / factor - centre).abs()
     blob.copy_(ramp[:, None] * ramp[None, :])
 
@@ -81,6 +81,8 @@ def filled(shape, filler) -> Tensor:
         raise PortError("no filler reads this field", field=unknown[0], hint=f"they read {', '.join(sorted(_FIELDS))}")
     if filler.type not in FILLERS:
         raise PortError(f"unknown filler type '{filler.type}'", field="type", hint=f"known: {', '.join(FILLERS)}")
+    if filler.sparse != -1 and (filler.type != "gaussian" or filler.sparse < 0):
+        raise PortError(f"{filler.sparse} for a {filler.type} filler", field="sparse", hint="it is for gaussian")
     if filler.type == "bilinear" and (len(shape) != 4 or shape[2] != shape[3]):
         raise PortError(f"bilinear fills square 4-d kernels, not {tuple(shape)}", field="type")
     blob = torch.empty(tuple(shape))

@@ -35,6 +35,9 @@ def filter_layers(net_param, phase: str, level: int = 0, stages=()) -> list:
     return kept
 
 
+NO_READER_PROPAGATES = "its readers pass no gradient down"
+
+
 @dataclass
 class Value:
     """One blob at one point of its life: an in-place layer makes a new value of the same name."""
@@ -126,15 +129,10 @@ def plan_backward(steps: list[Step], values: list[Value], has_loss, trains, forc
     for i in reversed(range(len(steps))):
         step = steps[i]
         contributes = has_loss[i] or any(under_loss[v] for v in step.tops)
-        # a value whose every reader refuses its gradient: nothing comes back through it
-        reaches = any(
-            not values[v].readers or any(steps[r].propagate[b] for r, b in values[v].readers) for v in step.tops
-        )
-        if not contributes or not (reaches or has_loss[i]):
+        reaches = any(_gets_gradient(values[v], steps) for v in step.tops)
+        if not contributes or not reaches:
             step.runs_backward = False
-            step.why_not = step.why_not or (
-                "its readers pass no gradient down" if contributes else "no loss depends on it"
-            )
+            step.why_not = step.why_not or (NO_READER_PROPAGATES if contributes else "no loss depends on it")
             step.propagate = [False] * len(step.bottoms)
         if contributes:
             for v in step.bottoms:
@@ -143,3 +141,12 @@ def plan_backward(steps: list[Step], values: list[Value], has_loss, trains, forc
         for i, step in enumerate(steps):
             step.runs_backward, step.why_not = True, ""
             step.propagate = [p or forced(i, b) for b, p in enumerate(step.propagate)]
+
+
+def _gets_gradient(value: Value, steps: list[Step]) -> bool:
+    """Whether a gradient can come back to a value: not if every reader refuses it. A loss_weight stated for it counts
+    as a reader that passes one down; the 1 that a loss layer has without does not."""
+    weights = steps[value.producer].param.loss_weight
+    if not value.readers or (value.top < len(weights) and weights[value.top]):
+        return True
+    return any(steps[reader].propagate[bottom] for reader, bottom in value.readers)

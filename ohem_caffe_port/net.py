@@ -10,15 +10,21 @@ import torch
 from torch import Tensor, nn
 
 import prototxt
+from prototxt import CaffePortError
 
 from .config import Config
 from .errors import PortError
 from .fillers import filled
-from .graph import Step, connect, filter_layers, plan_backward
-from .layers import Context, Layer, create_layer
+from .graph import NO_READER_PROPAGATES, Step, connect, filter_layers, plan_backward
+from .layers import Context, Layer, check_memory, create_layer
 
 _NET_FIELDS = {"name", "layer", "state", "force_backward", "input", "input_shape", "input_dim"}
 _WEIGHTLESS_SPEC = prototxt.caffe_pb2.ParamSpec()
+
+
+def _unnamed_top(layer: Layer) -> str:
+    """The name here of the top that a loss without one is given."""
+    return f"({layer.name} loss)"
 
 
 @dataclass
@@ -65,7 +71,8 @@ class Net(nn.Module):
         blobs: ``{name: Tensor}`` of the last forward, in-place layers applied (with ``keep_blobs``).
         params: ``{layer: [Parameter, ...]}``; a shared tensor stands under each of its layers.
         learnable_params: each tensor once, in Caffe's order.
-        outputs: names of the blobs that no layer reads.
+        outputs: names of the blobs that no layer reads, in alphabetical order as in Caffe, without the unnamed tops of
+            losses.
         losses, loss: after a forward, each top with a loss_weight, and their weighted sum.
         warnings: fields without effect, one line each.
 
@@ -126,12 +133,13 @@ class Net(nn.Module):
         self._infer_shapes()
         self._share_params()
         self._plan(param)
-        self.outputs = [v.name for v in self.values if not v.readers]
+        unnamed = {_unnamed_top(layer) for layer in self.layers}
+        self.outputs = sorted(v.name for v in self.values if not v.readers and v.name not in unnamed)
         self.inputs = [name for layer in self.layers if layer.type == "Input" for name in layer.param.top]
 
     def _check_arity(self, layer: Layer) -> None:
         if layer.is_loss and not layer.param.top:
-            layer.param.top.append(f"({layer.name} loss)")  # Caffe's AutoTopBlobs
+            layer.param.top.append(_unnamed_top(layer))  # Caffe's AutoTopBlobs
         for kind, given, (least, most) in (
             ("bottom", len(layer.param.bottom), layer.num_bottoms),
             ("top", len(layer.param.top), layer.num_tops),
@@ -150,6 +158,8 @@ class Net(nn.Module):
                 tops = self._guarded(layer, lambda b, layer=layer: (layer.setup(b), layer.infer(b))[1], bottoms)
                 if len(tops) != len(step.tops):
                     raise layer.error(f"makes {len(tops)} blobs but names {len(step.tops)} tops", field="top")
+                if self._initialize:
+                    check_memory(layer, [top.shape for top in tops])
                 for v, top in zip(step.tops, tops, strict=True):
                     metas[v] = top
         self.shapes = [tuple(m.shape) for m in metas]
@@ -203,11 +213,17 @@ class Net(nn.Module):
 
     def _plan(self, param) -> None:
         self.loss_weights: dict[int, float] = {}
+        # losses of unstated weight that a layer reads: the gradient of that layer takes the place of their own
+        self.overruled: set[int] = set()
         for step, layer in zip(self.steps, self.layers, strict=True):
             weights = list(layer.param.loss_weight) or ([1.0] if layer.is_loss else [])
-            if len(weights) > len(step.tops) or (layer.param.loss_weight and len(weights) != len(step.tops)):
-                raise layer.error(f"{len(weights)} values for {len(step.tops)} tops", field="loss_weight")
+            if len(weights) not in (0, len(step.tops)):
+                stated = len(layer.param.loss_weight) or "no"
+                raise layer.error(f"{stated} values for {len(step.tops)} tops", field="loss_weight",
+                                  hint="a loss with several tops needs one for each")  # fmt: skip
             self.loss_weights |= {v: w for v, w in zip(step.tops, weights, strict=False) if w}
+            if not layer.param.loss_weight:
+                self.overruled |= {v for v in step.tops if self.values[v].readers}
         has_loss = [any(v in self.loss_weights for v in step.tops) for step in self.steps]
         trains = [not all(layer.frozen) for layer in self.layers]
         forced = None
@@ -216,6 +232,12 @@ class Net(nn.Module):
             for layer in self.layers:
                 layer.frozen[:] = [False] * len(layer.frozen)
         plan_backward(self.steps, self.values, has_loss, trains, forced)
+        for layer, step, loss in zip(self.layers, self.steps, has_loss, strict=True):
+            if loss and self.phase == "TRAIN" and step.why_not == NO_READER_PROPAGATES:
+                self.warnings.append(
+                    f"layer '{layer.name}': trains nothing, for the layers that read its loss pass no gradient down; "
+                    "with a loss_weight stated it does"
+                )
         self.force_backward = bool(param.force_backward)
         for i, layer in enumerate(self.layers):
             layer.in_place = self._may_overwrite(self.steps[i])
@@ -267,7 +289,7 @@ class Net(nn.Module):
                 values[v] = top
                 if v in self.loss_weights:
                     self.losses[self.values[v].name] = top.detach()
-                    total = total + self.loss_weights[v] * top.sum()
+                    total = total + self.loss_weights[v] * (top.detach() if v in self.overruled else top).sum()
             if not self.keep_blobs:
                 for v in {*step.bottoms, *step.tops}:
                     if self.last_reader[v] <= i:
@@ -303,7 +325,11 @@ class Net(nn.Module):
         """``run(bottoms)``; torch's complaints about shapes and indices become errors that name the layer."""
         try:
             return run(bottoms)
-        except PortError as error:
+        except CaffePortError as error:
+            if error.layer is None:  # a reader's, about a file that the layer names
+                where = ":".join(str(part) for part in (error.file, error.line) if part is not None)
+                message = f"{where}: {error.message}" if where else error.message
+                error = layer.error(message, field=error.field, hint=error.hint)
             raise self._located(error) from None
         except torch.OutOfMemoryError:
             raise

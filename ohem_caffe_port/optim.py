@@ -13,6 +13,12 @@ def _vsteps(p):
     return zip(p.vstep_lr, accumulate(p.vstep_size), strict=True)
 
 
+def _stage(p, iteration):
+    """Intel's and MobileNet-YOLO's policy: ``stagelr[k]`` holds up to and in iteration ``stageiter[k]``, the last one
+    for good."""
+    return next((lr for lr, end in zip(p.stagelr, p.stageiter, strict=True) if iteration <= end), p.stagelr[-1])
+
+
 # (solver param, iteration, current_step) -> rate
 POLICIES = {
     "fixed": lambda p, i, s: p.base_lr,
@@ -23,6 +29,8 @@ POLICIES = {
     "poly": lambda p, i, s: p.base_lr * math.pow(1 - i / p.max_iter, p.power),
     "vstep": lambda p, i, s: next((lr for lr, end in _vsteps(p) if i < end), p.vstep_lr[-1]),
     "sigmoid": lambda p, i, s: p.base_lr / (1 + math.exp(-p.gamma * (i - p.stepsize))),
+    "plateau": lambda p, i, s: p.base_lr * math.pow(p.gamma, s),
+    "multifixed": lambda p, i, s: _stage(p, i),
 }
 
 

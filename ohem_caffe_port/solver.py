@@ -11,6 +11,8 @@ import torch
 
 import prototxt
 from converters import SolverState, read_solverstate, write_caffemodel, write_solverstate
+from converters.extras import library
+from prototxt import CaffePortError
 from prototxt.errors import nearest
 
 from .config import Config
@@ -27,7 +29,8 @@ HONOURED = {
     "regularization_type", "clip_gradients", "iter_size", "average_loss", "display", "snapshot_prefix",
     "random_seed", "weights", "snapshot", "snapshot_after_train", "snapshot_format", "solver_mode", "device_id",
     "debug_info", "test_initialization", "test_compute_loss", "test_iter", "test_interval", "test_net",
-    "test_net_param", "test_state", "vstep_lr", "vstep_size",
+    "test_net_param", "test_state", "vstep_lr", "vstep_size", "eval_type", "ap_version", "show_per_class_result",
+    "plateau_winsize", "stagelr", "stageiter",
 }  # fmt: skip
 NEUTRAL = {"snapshot_diff", "layer_wise_reduce"}  # without influence on the result of training
 
@@ -102,6 +105,7 @@ class Solver:
         self.net = net if net is not None else self._build_net(cfg, device)
         self.iter = 0
         self.current_step = 0
+        self.minimum_loss, self.iter_last_event = torch.finfo(torch.float32).max, 0  # of the policy plateau
         self.loss = math.nan
         self.test_results: list = []
         self.losses: dict[str, float] = {}
@@ -122,23 +126,28 @@ class Solver:
             raise self.error(f"unknown solver type '{p.type}'" + (f"; did you mean {near}?" if near else ""), "type")
         if p.lr_policy not in POLICIES:
             near = nearest(p.lr_policy, POLICIES)
-            raise self.error(
-                f"unknown policy '{p.lr_policy}'" + (f"; did you mean '{near}'?" if near else ""), "lr_policy"
-            )
-        needs = {"step": ["stepsize", "gamma"], "exp": ["gamma"], "inv": ["gamma", "power"], "multistep": ["gamma"],
-                 "sigmoid": ["gamma", "stepsize"], "poly": ["max_iter"]}.get(p.lr_policy, [])  # fmt: skip
-        if p.lr_policy == "vstep":
-            if not p.vstep_lr or len(p.vstep_lr) != len(p.vstep_size):
-                raise self.error(
-                    f"{len(p.vstep_lr)} rates and {len(p.vstep_size)} vstep_size; as many of each", "vstep_lr"
-                )
+            message = f"unknown policy '{p.lr_policy}'" + (f"; did you mean '{near}'?" if near else "")
+            known = f"known policies: {', '.join(POLICIES)}"
+            raise self.error(message if p.lr_policy else "is needed", "lr_policy", known)
+        needs = {
+            "step": ["stepsize", "gamma"], "exp": ["gamma"], "inv": ["gamma", "power"], "multistep": ["gamma"],
+            "sigmoid": ["gamma", "stepsize"], "poly": ["max_iter"], "plateau": ["gamma"],
+        }.get(p.lr_policy, [])  # fmt: skip
+        lists = {"vstep": ("vstep_lr", "vstep_size"), "multifixed": ("stagelr", "stageiter")}
+        if p.lr_policy in lists:
+            rates, ends = lists[p.lr_policy]
+            counts = len(getattr(p, rates)), len(getattr(p, ends))
+            if not counts[0] or counts[0] != counts[1]:
+                raise self.error(f"{counts[0]} rates and {counts[1]} {ends}; as many of each", rates)
         elif not p.HasField("base_lr"):
             needs = ["base_lr"]
         for field in needs:
             if not p.HasField(field):
                 raise self.error(f"is needed (lr_policy '{p.lr_policy}')", field)
-        if p.lr_policy == "step" and p.stepsize < 1:
+        if p.lr_policy in ("step", "sigmoid") and p.stepsize < 1:
             raise self.error("must be positive", "stepsize")
+        if "gamma" in needs and p.gamma < 0 and p.lr_policy != "sigmoid":  # that falls only with one below 0
+            raise self.error("must not be negative", "gamma")
         if p.regularization_type not in ("L1", "L2"):
             raise self.error(f"is L1 or L2, not '{p.regularization_type}'", "regularization_type")
         if p.iter_size < 1:
@@ -147,11 +156,19 @@ class Solver:
             raise self.error(f"cannot be used with {p.type}", "momentum")
         if p.type == "Adam" and not (0 <= p.momentum < 1 and 0 <= p.momentum2 < 1):
             raise self.error("must lie between 0 and 1, as must momentum2 (Adam)", "momentum")
-        if p.max_iter < 0:
-            raise self.error("must not be negative", "max_iter")
+        if p.snapshot_format == p.HDF5:  # found out now, and not when the first snapshot is due
+            try:
+                library("h5py", "hdf5")
+            except CaffePortError as error:
+                raise self.error(f"HDF5 {error.message}", "snapshot_format", error.hint) from None
+        for field in ("max_iter", "snapshot", "display"):
+            if getattr(p, field) < 0:
+                raise self.error("must not be negative", field)
         if p.type == "RMSProp" and not 0 <= p.rms_decay < 1:
             raise self.error("must lie between 0 and 1", "rms_decay")
         for descriptor, value in p.ListFields():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise self.error(f"must be a finite number, not {value}", descriptor.name)
             if descriptor.name in NEUTRAL and value:
                 self.warnings.append(f"solver field {descriptor.name} has no effect on this training")
             elif descriptor.name not in HONOURED | NEUTRAL:
@@ -169,10 +186,10 @@ class Solver:
         level = state.level if state.HasField("level") else None
         return Net(source, "TRAIN", level=level, stages=state.stage, cfg=cfg, device=device, lenient=self.lenient)
 
-    def error(self, message, field) -> PortError:
+    def error(self, message, field, hint=None) -> PortError:
         """An error about a field of the solver, with its file and line."""
         line = prototxt.locate(self.source, field=field) if self.source else None
-        return PortError(message, file=self.source, line=line, field=field)
+        return PortError(message, file=self.source, line=line, field=field, hint=hint)
 
     # ---- training
 
@@ -230,18 +247,37 @@ class Solver:
         sums = torch.stack(passes).sum(0).div(self.param.iter_size).tolist()
         self.loss, self.losses = sums[0], dict(zip(self.net.losses, sums[1:], strict=True))
         if not math.isfinite(self.loss):
+            cure = "the last snapshot is from before; a lower base_lr is the usual cure"
+            if not self._recent:
+                cure = "nothing was updated yet: look at the data, scale and mean, the fillers, or the weights loaded"
             raise PortError(
-                f"the loss is {self.loss} in iteration {self.iter} ({self.losses})",
-                hint="the last snapshot is from before; a lower base_lr is the usual cure",
+                f"the loss is {self.loss} in iteration {self.iter} ({self.losses})", file=self.source, hint=cure
             )
         self._recent.append(self.loss)
         if display:
             self.log(f"Iteration {self.iter}, loss = {self.smoothed_loss:.6g}")
             for line in score_lines("Train", spread(output_scores(self.net))):
                 self.log(line)
+        if self.param.lr_policy == "plateau":
+            self._watch_plateau(display)
+        if display:
             self.log(f"Iteration {self.iter}, lr = {self.lr:g}")
         self.apply_update()
         self.iter += 1
+
+    def _watch_plateau(self, display: bool) -> None:
+        """SSD's policy: one more step where the smoothed loss has had no new minimum, nor the rate a step, for
+        ``plateau_winsize[current_step]`` iterations."""
+        p, log = self.param, self.log or (lambda line: None)
+        if self.smoothed_loss < self.minimum_loss:
+            self.minimum_loss, self.iter_last_event = self.smoothed_loss, self.iter
+        windows = p.plateau_winsize[self.current_step :]
+        if windows and self.iter >= self.iter_last_event + windows[0]:
+            self.current_step += 1
+            self.iter_last_event = self.iter
+            log(f"Plateau Status: Iteration {self.iter}, step = {self.current_step}")
+        if display and self.iter_last_event > self.iter - p.display:
+            log(f"Plateau Status: Iteration {self.iter}, current minimum_loss = {self.minimum_loss:.6g}")
 
     @torch.no_grad()
     def apply_update(self) -> None:
@@ -256,7 +292,9 @@ class Solver:
         weights = [p.blob for p, _ in trained]
         grads = [p.blob.grad for p, _ in trained]
         if self.param.clip_gradients >= 0:
-            norm = math.sqrt(sum(torch.stack([(g * g).sum() for g in grads]).tolist()))
+            # of all gradients, those of parameters with lr_mult 0 included
+            given = [p.blob.grad for p in self.net.learnable_params if p.blob.grad is not None]
+            norm = math.sqrt(sum(torch.stack([(g * g).sum() for g in given]).tolist()))
             if norm > self.param.clip_gradients:
                 torch._foreach_mul_(grads, self.param.clip_gradients / norm)
         if self.param.iter_size > 1:
@@ -321,11 +359,13 @@ class Solver:
         return paths
 
     def _log_tests(self, tests: TestNets) -> None:
-        self.test_results = tests.run()
-        for result in self.test_results if self.log else ():
-            self.log(f"Iteration {self.iter}, Testing net (#{result.net})")
-            for line in result.lines():
-                self.log(line)
+        log = self.log or (lambda line: None)
+        self.test_results = []
+        for i in range(len(tests.nets)):
+            log(f"Iteration {self.iter}, Testing net (#{i})")
+            self.test_results.append(tests.run(i))
+            for line in self.test_results[-1].lines():
+                log(line)
 
     # ---- snapshots
 
@@ -347,7 +387,10 @@ class Solver:
         path = state_path(model_path)
         slots = range(len(self.history[0]) if self.history else 0)
         history = [h[slot].cpu().numpy() for slot in slots for h in self.history]
-        write_solverstate(path, SolverState(self.iter, str(model_path), history, self.current_step))
+        state = SolverState(self.iter, str(model_path), history, self.current_step)
+        if self.param.lr_policy == "plateau":
+            state.minimum_loss, state.iter_last_event = self.minimum_loss, self.iter_last_event
+        write_solverstate(path, state)
         return path
 
     def restore(self, path) -> None:
@@ -378,4 +421,6 @@ class Solver:
         for target, stored in zip(expected, state.history, strict=True):
             target.copy_(torch.tensor(stored, dtype=torch.float32).view(target.shape))
         self.iter, self.current_step = state.iter, state.current_step
+        if state.minimum_loss is not None:
+            self.minimum_loss, self.iter_last_event = state.minimum_loss, state.iter_last_event
         return state

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
+from .debug_info import DebugInfo
 from .errors import PortError
+from .evaluate.detection_rows import VERSIONS, average_precisions
 from .net import Net
 from .weights import copy_from
 
@@ -15,16 +18,26 @@ from .weights import copy_from
 @dataclass
 class TestResult:
     """Means over ``test_iter`` batches: every value of every output blob with its loss_weight, and the loss (where
-    ``test_compute_loss`` asks for it)."""
+    ``test_compute_loss`` asks for it). With SSD's ``eval_type: "detection"`` the mean average precision of every output
+    blob, and in ``classes`` each label's by the blob's name: None where nothing was found of it."""
 
     net: int
     scores: list[tuple[str, float, float]] = field(default_factory=list)
     loss: float | None = None
+    classes: dict[str, dict[int, float | None]] = field(default_factory=dict)
+    show_classes: bool = False
 
     def lines(self) -> list[str]:
         """In Caffe's words."""
         lines = [] if self.loss is None else [f"Test loss: {self.loss:.6g}"]
-        return lines + score_lines("Test", self.scores)
+        for (name, *_), line in zip(self.scores, score_lines("Test", self.scores), strict=True):
+            for label, ap in self.classes.get(name, {}).items():
+                if ap is None:
+                    lines.append(f"Missing true_pos for label: {label}")
+                elif self.show_classes:
+                    lines.append(f"class{label}: {ap:.6g}")
+            lines.append(line)
+        return lines
 
 
 def score_lines(kind: str, scores) -> list[str]:
@@ -38,8 +51,8 @@ def score_lines(kind: str, scores) -> list[str]:
 
 def output_scores(net: Net) -> list[tuple[str, torch.Tensor, float]]:
     """``(name, flattened values, loss_weight)`` of each output blob of the last forward."""
-    outputs = [(v, value.name) for v, value in enumerate(net.values) if not value.readers]
-    return [(name, net.blobs[name].detach().flatten(), net.loss_weights.get(v, 0.0)) for v, name in outputs]
+    last = {value.name: v for v, value in enumerate(net.values)}
+    return [(name, net.blobs[name].detach().flatten(), net.loss_weights.get(last[name], 0.0)) for name in net.outputs]
 
 
 def spread(scores) -> list[tuple[str, float, float]]:
@@ -72,6 +85,12 @@ class TestNets:
             message = f"{wanted} given for {len(sources)} test nets; each needs one"
             raise solver.error(message, "test_iter")
         sources += [generic] * (wanted - len(sources))
+        if sources and p.eval_type not in ("classification", "detection"):
+            raise solver.error(f"is classification or detection, not '{p.eval_type}'", "eval_type")
+        if sources and p.eval_type == "detection" and p.ap_version not in VERSIONS:
+            raise solver.error(f"is one of {', '.join(VERSIONS)}, not '{p.ap_version}'", "ap_version")
+        if min(p.test_iter, default=0) < 0:
+            raise solver.error("must not be negative", "test_iter")
         if len(p.test_state) not in (0, wanted):
             raise solver.error(f"{len(p.test_state)} given for {wanted} test nets: none, or one for each", "test_state")
         if sources and p.test_interval <= 0:
@@ -93,23 +112,57 @@ class TestNets:
             self.nets.append(net)
 
     @torch.no_grad()
-    def run(self) -> list[TestResult]:
-        """Tests every net with its ``test_iter`` batches."""
-        results = []
-        p = self.solver.param
-        for i, net in enumerate(self.nets):
-            totals, loss = None, 0.0
-            for _ in range(p.test_iter[i]):
-                net()
-                scores = output_scores(net)
-                loss += float(net.loss)
-                if totals is None:
-                    totals = scores
-                else:
-                    totals = [(n, a + b, w) for (n, a, w), (_, b, _) in zip(totals, scores, strict=True)]
-            means = [(n, a / p.test_iter[i], w) for n, a, w in totals or []]
-            results.append(TestResult(i, spread(means), loss / p.test_iter[i] if p.test_compute_loss else None))
-        return results
+    def run(self, i: int) -> TestResult:
+        """Tests net ``i`` with its ``test_iter`` batches."""
+        p, net = self.solver.param, self.nets[i]
+        passes: list[list[torch.Tensor]] = []
+        outputs, loss = [], 0.0
+        for _ in range(p.test_iter[i]):
+            net.watch = DebugInfo(net, self.solver.log) if p.debug_info and self.solver.log else None
+            net()
+            outputs = output_scores(net)
+            passes.append([values for _, values, _ in outputs])
+            loss += float(net.loss)
+            if p.eval_type != "detection":
+                self._add_up(net, passes, [name for name, _, _ in outputs])
+        result = TestResult(i, loss=loss / p.test_iter[i] if p.test_compute_loss and p.test_iter[i] else None)
+        result.show_classes = p.show_per_class_result
+        for j, (name, _, weight) in enumerate(outputs):
+            if p.eval_type == "detection":
+                aps = average_precisions(self._rows(net, name, [values[j] for values in passes]), p.ap_version)
+                result.classes[name] = aps
+                result.scores.append((name, sum(ap or 0 for ap in aps.values()) / max(1, len(aps)), 0.0))
+            else:
+                result.scores += spread([(name, passes[0][j] / p.test_iter[i], weight)])
+        return result
+
+    @staticmethod
+    def _add_up(net: Net, passes: list[list[torch.Tensor]], names: list[str]) -> None:
+        """Leaves the sum of all passes as the only one."""
+        if len(passes) < 2:
+            return
+        first, last = passes
+        for name, a, b in zip(names, first, last, strict=True):
+            if a.shape != b.shape:
+                raise PortError(
+                    f"output '{name}' of the test net has {len(a)} values in one batch and {len(b)} in the next: "
+                    "no mean can be taken",
+                    file=net.source,
+                    hint='for the rows of DetectionEvaluate the solver says  eval_type: "detection"; a Silence layer '
+                    "takes in what is not to be shown",
+                )
+        passes[:] = [[a + b for a, b in zip(first, last, strict=True)]]
+
+    @staticmethod
+    def _rows(net: Net, name: str, passes: list[torch.Tensor]) -> np.ndarray:
+        if 5 not in net.blobs[name].shape[-3:]:
+            raise PortError(
+                f"output '{name}' of the test net has shape {tuple(net.blobs[name].shape)}; eval_type detection takes "
+                "rows of 5 values",
+                file=net.source,
+                hint="a DetectionEvaluate layer makes them; a Silence layer takes in other outputs",
+            )
+        return torch.cat([values.view(-1, 5) for values in passes]).cpu().numpy()
 
 
 def share_layers(net: Net, source: Net) -> None:

@@ -17,9 +17,13 @@ def replacing(path: str | os.PathLike, mode: str = "wb", **options) -> Iterator[
 
     An error inside the block leaves ``path`` as it was and removes the temporary file. ``options`` go to ``open``.
 
-    Raises :class:`CaffePortError` when the folder is missing or not writable, or the disk is full.
+    Raises :class:`CaffePortError` when the folder is missing or not writable, the disk is full, or ``path`` is there
+    and no ordinary file: a folder, or a device such as ``/dev/null``, which a file must not replace.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no ordinary file"
+        raise CaffePortError(f"cannot be written: it is {what}", file=path, hint="Name a file.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open(mode, **options) as file:

@@ -168,7 +168,7 @@ def markdown(results: dict[str, dict]) -> str:
 
 def reason_of(result: dict) -> str:
     failed = [f"{phase}: {done['reason']}" for phase, done in result["phases"].items() if not done["ran"]]
-    return "; ".join(failed) or "no layer in any phase"
+    return "; ".join(failed) or "the process that ran it ended"
 
 
 def _escape(text: str) -> str:
@@ -193,13 +193,20 @@ def main() -> int:
     results = {}
     with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=50) as pool:
         done = pool.imap_unordered(_examine, tasks)
-        for digest, result in tqdm(done, total=len(tasks), disable=not sys.stderr.isatty()):
+        for _ in tqdm(tasks, disable=not sys.stderr.isatty()):
+            try:
+                digest, result = done.next(timeout=4 * args.seconds)
+            except multiprocessing.TimeoutError:  # a process was killed, for memory perhaps, and its file is lost
+                break
             name = files[digest][0]
             results[name] = result | {"files": files[digest]}
             if not result["parsed"]:
                 tqdm.write(f"PARSE {name}: {result['reason']}", file=sys.stdout)
             elif result["kind"] == "net" and not result["ran"]:
                 tqdm.write(f"RUN   {name}: {reason_of(result)}", file=sys.stdout)
+    for names in files.values():
+        lost = {"kind": "net", "parsed": True, "private": [], "unknown": [], "phases": {}, "ran": False, "files": names}
+        results.setdefault(names[0], lost)
     results = dict(sorted(results.items()))
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

@@ -17,6 +17,8 @@ from prototxt import CaffePortError
 
 def run(main) -> None:
     """Runs ``main()``; a user's mistake ends in one message and exit code 2, an interrupt in exit code 130."""
+    if hasattr(sys.stdout, "reconfigure"):  # names of files that the terminal's encoding does not have
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main())
     except CaffePortError as error:
@@ -25,8 +27,12 @@ def run(main) -> None:
     except torch.OutOfMemoryError as error:
         print(f"error: out of GPU memory: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the other end of `... | head` has seen enough; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("stopped: nobody reads the output any more", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
-        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -11,16 +11,15 @@ import inspect
 import re
 from pathlib import Path
 
-from rich.console import Console
+import _cli
 from rich.table import Table
 
 import ohem_caffe_port
-from ohem_caffe_port import python_layers  # noqa: F401  registers them
+from ohem_caffe_port import python_layers
 from ohem_caffe_port.layers import LAYERS, PYTHON_LAYERS, PythonLayer
-from ohem_caffe_port.layers.base import NEUTRAL_FIELDS
+from ohem_caffe_port.layers.base import MANY, NEUTRAL_FIELDS
 from prototxt import caffe_pb2
 
-MANY = 100  # a greatest number of blobs beyond this means "any number"
 ROOT = Path(ohem_caffe_port.__file__).parents[1]
 COLUMNS = ("type", "what it is", "bottoms", "tops", "fields it honours", "fields it refuses", "file")
 PYTHON_COLUMNS = ("module", "layer", "what it is", "file")
@@ -62,7 +61,7 @@ def main() -> None:
     if parse_args().markdown:
         print(markdown(), end="")
         return
-    console = Console()
+    console = _cli.console()
     for title, columns, rows in (
         ("layers", COLUMNS, layer_rows()),
         ("Python layers", PYTHON_COLUMNS, python_layer_rows()),
@@ -102,12 +101,10 @@ def layer_rows() -> list[tuple[str, ...]]:
 
 def python_layer_rows() -> list[tuple[str, ...]]:
     """One row for each registered Python layer, in the order of ``PYTHON_COLUMNS``."""
-    rows = []
-    for (module, layer), cls in sorted(PYTHON_LAYERS.items()):
-        family = cls.__mro__[: cls.__mro__.index(PythonLayer)]
-        text = " ".join(_text(inspect.cleandoc(c.__doc__)) for c in family if c.__doc__)
-        rows.append((f"`{module}`", f"`{layer}`", text, _source(cls)))
-    return rows
+    return [
+        (f"`{module}`", f"`{layer}`", _text(full_docstring(cls)), _source(cls))
+        for (module, layer), cls in sorted(PYTHON_LAYERS.items())
+    ]
 
 
 def markdown() -> str:
@@ -121,6 +118,17 @@ def markdown() -> str:
 def first_sentence(cls) -> str:
     """Of the docstring of ``cls``: up to the first full stop that a space or the end follows."""
     return re.split(r"(?<=\.)\s", inspect.cleandoc(cls.__doc__), maxsplit=1)[0]
+
+
+def full_docstring(cls) -> str:
+    """The docstring of a Python layer, and what its bases say of all their layers: those without a row of their own,
+    less their "Base of ..." and their class attributes."""
+    parts = [inspect.cleandoc(cls.__doc__)]
+    for base in cls.__mro__[1:]:
+        if base.__module__.startswith(python_layers.__name__) and base not in PYTHON_LAYERS.values() and base.__doc__:
+            text = inspect.cleandoc(base.__doc__).partition("Class attributes:")[0]
+            parts.append(re.sub(r"^Base of .*?\.(\s|$)", "", text, flags=re.DOTALL))
+    return " ".join(parts)
 
 
 def _markdown_table(columns, rows) -> str:
@@ -142,7 +150,7 @@ def _range(limits: tuple[int, int]) -> str:
     least, most = limits
     if least == most:
         return str(least)
-    return f"{least} or more" if most > MANY else f"{least} to {most}"
+    return f"{least} or more" if most == MANY else f"{least} to {most}"
 
 
 def _source(cls) -> str:
@@ -150,4 +158,4 @@ def _source(cls) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    _cli.run(main)

@@ -46,8 +46,8 @@ def main() -> int:
     cfg.merge_list(args.set)
     unknown: list = []
     param = prototxt.read_net(args.net, lenient=args.lenient, unknown=unknown)
-    reshape_inputs(param, parse_shapes(args.shape))
     phase = args.phase or ("TEST" if any(layer.type == "Input" for layer in param.layer) else "TRAIN")
+    reshape_inputs(param, parse_shapes(args.shape))
     net = Net(param, phase, level=args.level, stages=args.stage, cfg=cfg, path=args.net, initialize=False)
     summary = net.summary()
     if args.json:
@@ -71,8 +71,8 @@ def parse_shapes(texts) -> dict[str, tuple[int, ...]]:
             shapes[name] = tuple(int(d) for d in dims.replace("x", ",").split(","))
         except ValueError:
             raise PortError(f"--shape {text}: expected BLOB=N,C,H,W") from None
-        if min(shapes[name]) < 0:
-            raise PortError(f"--shape {text}: sizes are not negative")
+        if not all(0 <= size < 2**63 for size in shapes[name]):
+            raise PortError(f"--shape {text}: sizes are not negative, and below 2^63")
     return shapes
 
 

@@ -4,7 +4,8 @@
     python tools/train_from_prototxt.py stage1_fast_rcnn_solver30k40k.pt --imdb voc_2007_trainval --proposals rpn ...
 
 They go where ``--proposals rpn`` and the key PROPOSAL_METHOD find them: <data>/rpn_data/<imdb>.npz. Unless TEST's keys
-are stated there are at most 2000 for an image, and all anchors take part in the suppression, as in alternating training.
+are stated there are at most 2000 for an image, and all anchors take part in the suppression, as in alternating
+training.
 """
 
 from __future__ import annotations

@@ -60,7 +60,9 @@ def main() -> int:
     solver.net.keep_blobs = False
     detector = any(hasattr(layer, "set_roidb") for layer in solver.net.layers)
     _cli.show([*solver.warnings, *solver.net.warnings, *(settle_mining(solver.net, cfg) if detector else ())])
-    if args.weights:
+    if args.weights and args.resume:
+        _cli.show(["--weights has no effect: --resume brings the weights of its snapshot"])
+    elif args.weights:
         print("\n".join(load_weights(solver.net, args.weights)))
     elif not (args.resume or solver.param.weights):
         blank = [name for name, blobs in solver.net.params.items() if not blobs[0].any()]
@@ -105,6 +107,8 @@ def train_net(args, solver: Solver) -> list[Path]:
     if args.output:
         prefix = Path(args.output) / prefix.name
     _cli.output_folder(prefix.parent)
+    if not solver.net.loss_weights:
+        _cli.show(["no layer of the net has a loss: nothing is trained"])
     if args.resume:
         solver.restore(args.resume)
     iterations = args.iters or solver.param.max_iter

@@ -18,10 +18,7 @@ from prototxt import CaffePortError, caffe_pb2
 from ..errors import PortError
 from .images import AS_STORED, COLOR, GRAY, decode_image
 
-_OTHER = {
-    "LMDB": ("CURRENT", "the folder holds a LevelDB; the backend that reads it is LEVELDB"),
-    "LEVELDB": ("data.mdb", "the folder holds an LMDB; add  backend: LMDB"),
-}
+_FILES = {"LMDB": "data.mdb", "LEVELDB": "CURRENT"}  # what every database of that kind has in its folder
 
 
 class _Lmdb:
@@ -47,6 +44,9 @@ class _Lmdb:
         with self.environment.begin() as transaction:
             return transaction.get(key)
 
+    def __len__(self) -> int:
+        return self.environment.stat()["entries"]
+
 
 class _LevelDb:
     """A LevelDB. The library locks the folder and writes its log there: one process at a time can read it."""
@@ -57,7 +57,7 @@ class _LevelDb:
         try:
             self.db = plyvel.DB(str(path), create_if_missing=False)
         except plyvel.Error as error:
-            raise PortError(f"not a LevelDB that can be opened: {error}", file=path) from None
+            raise PortError(f"not a LevelDB that can be opened: {_words(error)}", file=path) from None
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         with self.db.iterator(verify_checksums=True) as iterator:
@@ -65,6 +65,10 @@ class _LevelDb:
 
     def __getitem__(self, key: bytes) -> bytes:
         return self.db.get(key, verify_checksums=True)
+
+    def __len__(self) -> int:
+        with self.db.iterator(include_value=False) as iterator:
+            return sum(1 for _ in iterator)
 
 
 _BACKENDS = {"LMDB": _Lmdb, "LEVELDB": _LevelDb}
@@ -82,9 +86,10 @@ def open_database(source: str, backend: str):
     path = Path(source)
     if not path.exists():
         raise PortError("there is no such database", file=source, hint="paths are seen from the working directory")
-    other, hint = _OTHER[backend]
-    if (path / other).exists():
-        raise PortError(f"is not of backend {backend}", file=source, hint=hint)
+    if path.is_dir() and not (path / _FILES[backend]).is_file():  # LevelDB would begin to write there
+        other = next((kind for kind, name in _FILES.items() if (path / name).is_file()), None)
+        hint = f"the folder holds one of the other backend; say  backend: {other}" if other else None
+        raise PortError(f"holds no {backend}: there is no {_FILES[backend]} in it", file=source, hint=hint)
     key = backend, path.resolve()
     database = _opened.get(key)
     if database is None:
@@ -118,7 +123,12 @@ def endless_records(database, rng: np.random.RandomState | None = None) -> Itera
             keys = [keys[i] for i in rng.permutation(len(keys))]
             yield from ((key, database[key]) for key in keys)
     except database.failure as error:
-        raise PortError(f"the database is damaged: {error}", file=database.path) from None
+        raise PortError(f"the database is damaged: {_words(error)}", file=database.path) from None
+
+
+def _words(error: Exception) -> str:
+    """The message of an error; plyvel's are bytes."""
+    return " ".join(a.decode(errors="replace") if isinstance(a, bytes) else str(a) for a in error.args)
 
 
 def peeked(records: Iterator) -> tuple[object, Iterator]:

@@ -10,6 +10,7 @@ from ..errors import PortError
 from .imdb import Imdb, UnionImdb
 from .pascal_voc import PascalVoc, find_devkit
 from .proposals import find_proposals
+from .sbd import Sbd
 
 # name -> function(name, data_dir, devkit, use_diff, proposals) -> Imdb
 _IMDBS = {}
@@ -85,8 +86,15 @@ def _shapes(name, *, data_dir, devkit, use_diff, proposals) -> PascalVoc:
     )
 
 
+def _sbd(name, *, data_dir, devkit, use_diff, proposals) -> Sbd:
+    """MNC's imdb: ``<data_dir>/VOCdevkitSDS``; always ground truth alone."""
+    return Sbd(name, devkit or Path(data_dir) / "VOCdevkitSDS", name.rpartition("_")[2])
+
+
 for _year in ("2007", "2010", "2012"):
     for _split in ("train", "val", "trainval", "test"):
         register_imdb(f"voc_{_year}_{_split}", _voc)
+for _split in ("train", "val"):
+    register_imdb(f"voc_2012_seg_{_split}", _sbd)
 for _split in ("train", "test"):
     register_imdb(f"shapes_{_split}", _shapes)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..ops.mscnn import grid_overlaps
 from .gt_windows import View
-from .windows import _round
+from .windows import round_half_away
 
 
 @dataclass
@@ -42,7 +42,7 @@ class FieldRules:
 
 def map_shape(height: int, width: int, stride: int) -> tuple[int, int]:
     """Rows and columns of a map for a blob of that size."""
-    return _round(np.float32(height) / stride), _round(np.float32(width) / stride)
+    return round_half_away(np.float32(height) / stride), round_half_away(np.float32(width) / stride)
 
 
 def field_labels(rules: FieldRules, shape, view: View, labels, ignored) -> list[np.ndarray]:
@@ -98,7 +98,7 @@ def _ends(cells: int, stride: int, side: int) -> np.ndarray:
 
 def _on_image(shape, stride, area) -> np.ndarray:
     """Which cells lie where the blob shows the image: ``[H, W]``."""
-    x, y, w, h = (_round(np.float32(v) / stride) for v in area)
+    x, y, w, h = (round_half_away(np.float32(v) / stride) for v in area)
     rows, columns = np.arange(shape[0]), np.arange(shape[1])
     return ((rows >= y) & (rows < y + h))[:, None] & ((columns >= x) & (columns < x + w))
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ..errors import PortError
-from .windows import _round
+from .windows import round_half_away
 
 
 @dataclass
@@ -148,14 +148,16 @@ class View:
         """
         centre = np.array(centre, np.float32)
         if max(factors) > 1.5:
-            size = [min(_round(1.2 * side / float(f)), side) for side, f in zip(self.size, factors, strict=True)]
-            first = [max(_round(float(c) - s * 0.5), 0) for c, s in zip(centre, size, strict=True)]
+            size = [
+                min(round_half_away(1.2 * side / float(f)), side) for side, f in zip(self.size, factors, strict=True)
+            ]
+            first = [max(round_half_away(float(c) - s * 0.5), 0) for c, s in zip(centre, size, strict=True)]
             x, y = (f - max(f + s - side, 0) for f, s, side in zip(first, size, self.size, strict=True))
             self.image = self.image[y : y + size[1], x : x + size[0]]
             self._move((1, 1), (-x, -y))
             centre -= np.array([x, y], np.float32)
         if tuple(factors) != (1, 1):
-            width, height = (_round(side * factor) for side, factor in zip(self.size, factors, strict=True))
+            width, height = (round_half_away(side * factor) for side, factor in zip(self.size, factors, strict=True))
             self.image = cv2.resize(np.ascontiguousarray(self.image), (width, height), interpolation=cv2.INTER_LINEAR)
             self._move(factors)
         return centre * np.array(factors, np.float32)
@@ -169,8 +171,8 @@ class View:
         target, source, extent = [], [], []
         for side, full, c, n in zip(self.size, blob.shape[:0:-1], centre, noise, strict=True):
             free = full - side
-            target.append(min(max(_round(free / 2) + n, 0), free) if free > 0 else 0)
-            source.append(min(max(_round(c) + n - _round(full / 2), 0), -free) if free < 0 else 0)
+            target.append(min(max(round_half_away(free / 2) + n, 0), free) if free > 0 else 0)
+            source.append(min(max(round_half_away(c) + n - round_half_away(full / 2), 0), -free) if free < 0 else 0)
             extent.append(min(side, full))
         (x, y), (from_x, from_y), (w, h) = target, source, extent
         pixels = self.image[from_y : from_y + h, from_x : from_x + w].transpose(2, 0, 1).astype(np.float32)

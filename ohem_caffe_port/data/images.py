@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import cv2
@@ -33,12 +34,54 @@ def read_image(path, flags: int = COLOR) -> np.ndarray:
     Raises:
         PortError: it is missing, not an image, or a JPEG that was cut off.
     """
+    return _decoded(_read(path), flags, path)
+
+
+def read_indices(path) -> np.ndarray:
+    """A map of labels ``[H, W]``, uint8 or uint16: the numbers that its file stores. Of a PNG with a palette, as those
+    of PASCAL VOC, these are the indices, where OpenCV knows nothing but colours.
+
+    Raises:
+        PortError: as :func:`read_image`, or the image has more than one channel.
+    """
+    encoded = _read(path)
+    bits = _palette_bits(encoded)
+    if bits:
+        encoded = _without_palette(encoded)
+    image = _decoded(encoded, AS_STORED, path)
+    if image.ndim != 2:
+        raise PortError(f"has {image.shape[2]} channels; a map of labels has one", file=path)
+    return image // (255 // (2**bits - 1)) if 0 < bits < 8 else image  # 0 to 255 is what a decoder makes of few bits
+
+
+def _read(path) -> bytes:
     try:
-        encoded = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise PortError(f"cannot read the image: {getattr(error, 'strerror', error)}", file=path) from None
+
+
+def _decoded(encoded: bytes, flags: int, path) -> np.ndarray:
     image = decode_image(encoded, flags)
     if image is None:
         what = "not an image, or damaged" + (": the JPEG file is cut off" if is_cut_off(encoded) else "")
         raise PortError(what, file=path, hint="replace the file or remove it from the image set")
     return image
+
+
+def _palette_bits(encoded: bytes) -> int:
+    """Bits of an index, 1 to 8, of a PNG with a palette; 0 for anything else."""
+    is_one = encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[12:16] == b"IHDR" and encoded[25:26] == b"\3"
+    return encoded[24] if is_one else 0
+
+
+def _without_palette(png: bytes) -> bytes:
+    """The same PNG as a grey one: another colour type, and no chunks that belong to the palette."""
+    header = png[12:25] + b"\0" + png[26:29]
+    parts, start = [png[:12], header, zlib.crc32(header).to_bytes(4, "big")], 33
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4], "big")
+        if png[start + 4 : start + 8] not in (b"PLTE", b"tRNS", b"bKGD", b"hIST"):
+            parts.append(png[start:end])
+        start = end
+    return b"".join(parts)

@@ -25,12 +25,17 @@ class MinibatchLoader:
     As in the original, a permutation is replaced when ``cur + IMS_PER_BATCH >= len(roidb)``: the last images of each
     permutation are not used.
 
+    Args:
+        roidb: prepared, with box targets unless ``TRAIN.HAS_RPN``.
+        plan, load: what makes a minibatch, of the form of the defaults.
+
     Raises:
         PortError: no images, or settings that do not fit together.
     """
 
-    def __init__(self, roidb: list[dict], num_classes: int, cfg: Config, rng: np.random.RandomState):
+    def __init__(self, roidb, num_classes: int, cfg: Config, rng, *, plan=plan_minibatch, load=load_minibatch):
         self.roidb, self.num_classes, self.cfg, self.rng = roidb, num_classes, cfg, rng
+        self.plan, self.load = plan, load
         train = cfg.TRAIN
         self.workers = train.PREFETCH_WORKERS if train.USE_PREFETCH else 0
         if self.workers:
@@ -83,7 +88,7 @@ class MinibatchLoader:
                 self._shuffle()
             inds = self._perm[self._cur : self._cur + images]
             self._cur += images
-            plan = plan_minibatch(self.roidb, inds, self.cfg, self.rng)
+            plan = self.plan(self.roidb, inds, self.cfg, self.rng)
             self._states.append(self._now())
             yield plan
 
@@ -182,11 +187,11 @@ class _Minibatches(Dataset):
     """What a worker does with a plan. An error travels back as a value, whole, to be raised where the user is."""
 
     def __init__(self, loader: MinibatchLoader):
-        self.roidb, self.num_classes, self.cfg = loader.roidb, loader.num_classes, loader.cfg
+        self.roidb, self.num_classes, self.cfg, self.load = loader.roidb, loader.num_classes, loader.cfg, loader.load
 
     def __getitem__(self, plan):
         try:
-            return load_minibatch(self.roidb, plan, self.num_classes, self.cfg), None
+            return self.load(self.roidb, plan, self.num_classes, self.cfg), None
         except PortError as error:
             return None, error
 

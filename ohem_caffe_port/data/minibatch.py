@@ -83,7 +83,7 @@ def load_minibatch(roidb: list[dict], plan: MinibatchPlan, num_classes: int, cfg
         ``(image, x1, y1, x2, y2)`` in the scaled image, labels ``[R]`` and, with ``TRAIN.BBOX_REG``, bbox_targets,
         bbox_inside_weights, bbox_outside_weights ``[R, 4 * num_classes]`` (``[R, 8]`` with ``TRAIN.AGNOSTIC``).
         With ``TRAIN.HAS_RPN`` it is data ``[1, 3, H, W]``, im_info (:func:`image_info`) and gt_boxes ``[G, 5]``, rows
-        ``(x1, y1, x2, y2, class)`` in the scaled image.
+        ``(x1, y1, x2, y2, class)`` in the scaled image, and :func:`mask_blobs` of an entry with ``gt_masks``.
 
     Raises:
         PortError: an image that is missing, cannot be decoded, or has another size than the annotations say.
@@ -94,7 +94,8 @@ def load_minibatch(roidb: list[dict], plan: MinibatchPlan, num_classes: int, cfg
         rows = entry["gt_classes"] > 0
         gt_boxes = np.hstack([entry["boxes"][rows] * im_scale, entry["gt_classes"][rows, None]])
         data = images_to_blob([image])
-        return {"data": data, "im_info": image_info(data, im_scale), "gt_boxes": gt_boxes.astype(np.float32)}
+        blobs = {"data": data, "im_info": image_info(data, im_scale), "gt_boxes": gt_boxes.astype(np.float32)}
+        return blobs | (mask_blobs(entry["gt_masks"]) if "gt_masks" in entry else {})
     images, rois, labels, targets = [], [], [], []
     for n, (i, scale, keep) in enumerate(zip(plan.roidb_inds, plan.scales, plan.keep, strict=True)):
         entry = roidb[i]
@@ -160,6 +161,16 @@ def image_info(data: np.ndarray, im_scale) -> np.ndarray:
     """The blob ``im_info`` ``[1, 3]`` float32 of a data blob: height and width of the scaled image, and the scale; or
     ``[1, 6]`` where that is one for each of x1, y1, x2, y2."""
     return np.hstack([data.shape[2], data.shape[3], im_scale]).astype(np.float32)[None]
+
+
+def mask_blobs(masks: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """gt_masks ``[G, H, W]``, every mask ``[h, w]`` at the top left of its own, and mask_info ``[G, 2]``, heights and
+    widths. (MNC; a mask is of the pixels in its object's box.)"""
+    info = np.array([mask.shape for mask in masks], np.float32)
+    blob = np.zeros((len(masks), *info.max(0).astype(int)), np.float32)
+    for page, mask in zip(blob, masks, strict=True):
+        page[: mask.shape[0], : mask.shape[1]] = mask
+    return {"gt_masks": blob, "mask_info": info}
 
 
 def images_to_blob(images: list[np.ndarray]) -> np.ndarray:

@@ -34,7 +34,7 @@ class PascalVoc(Imdb):
         self.data_path = Path(devkit) / f"VOC{year}"
         self.year, self.image_set = str(year), image_set
         self.proposals, self.use_diff, self.min_size = proposals, use_diff, min_size
-        super().__init__(name, classes, _read_image_set(self.data_path / "ImageSets" / "Main" / f"{image_set}.txt"))
+        super().__init__(name, classes, read_image_set(self.data_path / "ImageSets" / "Main" / f"{image_set}.txt"))
 
     @property
     def use_07_metric(self) -> bool:
@@ -183,7 +183,7 @@ def find_devkit(year, data_dir, devkit=None) -> Path:
     )
 
 
-def _read_image_set(path: Path) -> list[str]:
+def read_image_set(path: Path) -> list[str]:
     """The image ids of an image-set file: the first word of each line."""
     try:
         index = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -71,7 +71,10 @@ class Transformer:
         if param.HasField("mean_file"):
             if param.mean_value:
                 raise PortError("cannot be given together with mean_value", field="transform_param.mean_file")
-            self.mean = _read_mean(param.mean_file)
+            self.mean = read_mean(param.mean_file)
+        for name, values in (("scale", [param.scale]), ("mean_value", param.mean_value)):
+            if not np.isfinite(values).all():
+                raise PortError("must be a finite number", field=f"transform_param.{name}")
         if param.force_color and param.force_gray:
             raise PortError("cannot be set together with force_gray", field="transform_param.force_color")
         self.crop = (
@@ -171,8 +174,12 @@ class Transformer:
         return Window(y, x, *self.crop, height, width, mirrored)
 
 
-def _read_mean(path: str) -> np.ndarray:
-    """A mean image ``[C, H, W]`` float32."""
+def read_mean(path: str) -> np.ndarray:
+    """A mean image ``[C, H, W]`` float32 of a ``.binaryproto``.
+
+    Raises:
+        PortError: it cannot be read, or has another number of axes.
+    """
     try:
         mean = read_binaryproto(path)
     except CaffePortError as error:

@@ -84,8 +84,8 @@ def _row(number: int, line: str, source: str) -> list[float]:
     return row
 
 
-def _round(x) -> int:
-    """C's ``round``: half away from zero."""
+def round_half_away(x: float) -> int:
+    """C's ``round`` of a number; that of tensors is :func:`ohem_caffe_port.ops.rois.round_half_away`."""
     return int(math.copysign(math.floor(abs(float(x)) + 0.5), x))
 
 
@@ -97,8 +97,8 @@ def _with_context(box, crop_size: int, context_pad: int, square: bool) -> list[i
     x, y = np.float32(x1) + half_width, np.float32(y1) + half_height
     if square:
         half_height = half_width = max(half_height, half_width)
-    return [_round(x - half_width * scale), _round(y - half_height * scale),
-            _round(x + half_width * scale), _round(y + half_height * scale)]  # fmt: skip
+    return [round_half_away(x - half_width * scale), round_half_away(y - half_height * scale),
+            round_half_away(x + half_width * scale), round_half_away(y + half_height * scale)]  # fmt: skip
 
 
 def warped_window(image, box, crop_size: int, context_pad: int, square: bool, mirror: bool):
@@ -128,9 +128,10 @@ def warped_window(image, box, crop_size: int, context_pad: int, square: bool, mi
         scale_y = np.float32(crop_size) / np.float32(y2 - y1 + 1)
         left, top, right = max(0, -x1), max(0, -y1), max(0, x2 - width + 1)
         x1, y1, x2, y2 = x1 + left, y1 + top, x2 - right, min(y2, height - 1)
-        columns = _round(np.float32(x2 - x1 + 1) * scale_x)
-        rows = _round(np.float32(y2 - y1 + 1) * scale_y)
-        pad_h, pad_w = _round(np.float32(top) * scale_y), _round(np.float32(right if mirror else left) * scale_x)
+        columns = round_half_away(np.float32(x2 - x1 + 1) * scale_x)
+        rows = round_half_away(np.float32(y2 - y1 + 1) * scale_y)
+        pad_h = round_half_away(np.float32(top) * scale_y)
+        pad_w = round_half_away(np.float32(right if mirror else left) * scale_x)
         rows, columns = min(rows, crop_size - pad_h), min(columns, crop_size - pad_w)
     if not (0 <= x1 <= x2 < width and 0 <= y1 <= y2 < height and rows > 0 and columns > 0):
         raise PortError(f"window {tuple(box)} lies outside the image of {width} x {height} (width x height)")

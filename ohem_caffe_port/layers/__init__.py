@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from .base import LAYERS, Context, Layer, create_layer, register
+from .base import LAYERS, Context, Layer, check_memory, create_layer, register
 from .python import PYTHON_LAYERS, PythonLayer, register_python
 
 for _module in pkgutil.iter_modules(__path__):
@@ -15,6 +15,7 @@ __all__ = [
     "Context",
     "Layer",
     "PythonLayer",
+    "check_memory",
     "create_layer",
     "register",
     "register_python",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .base import Layer, canonical_axis, register
-from .loss import class_labels
+from .loss import class_labels, refuse_gradient
 
 
 @register("Accuracy")
@@ -22,12 +22,16 @@ class Accuracy(Layer):
     num_bottoms = (2, 3)
     num_tops = (1, 2)
 
+    def allow_force_backward(self, bottom):
+        return False
+
     def setup(self, bottoms):
         p = self.param.accuracy_param
         self.axis = canonical_axis(self, p.axis, bottoms[0].dim())
         self.ignore_label = p.ignore_label if p.HasField("ignore_label") else None
 
     def forward(self, bottoms):
+        refuse_gradient(self, *bottoms, what="its bottoms")
         p, scores = self.param.accuracy_param, bottoms[0].detach()
         classes = scores.shape[self.axis]
         if p.top_k > classes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +16,8 @@ from ..config import Config
 from ..errors import PortError
 
 LAYERS: dict[str, type[Layer]] = {}
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf  # bytes
+MANY = 1 << 30  # as the greatest number of bottoms or tops: any number
 
 # Fields of LayerParameter that the net itself reads.
 NET_FIELDS = {
@@ -22,7 +26,8 @@ NET_FIELDS = {
 # Choices between implementations of one result (there is one implementation here, so nothing is lost), pictures on a
 # screen, and NVIDIA's ignore_difficult_gt, which that fork declares and never reads.
 NEUTRAL_FIELDS = {
-    "engine", "force_nd_im2col", "cudnn_convolution_algo_seeker", "conv_algos_override", "stable_prod_grad",
+    "engine", "force_nd_im2col", "cudnn_convolution_algo_seeker", "conv_algos_override", "conv_algorithm",
+    "stable_prod_grad",
     "share_in_parallel", "per_fla_fuse", "debug_info", "visualize", "visualize_threshold", "save_file",
     "ignore_difficult_gt",
     "threads", "parser_threads", "cache", "precache",
@@ -109,8 +114,10 @@ class Layer(nn.Module):
             blob = blob.view(shape)
         return blob.detach() if self.frozen[index] else blob
 
-    def error(self, message: str, **where) -> PortError:
-        return PortError(message, layer=self.name, **where)
+    def error(self, message: str, *, field: str | None = None, **where) -> PortError:
+        """An error in this layer, to raise. A ``field`` that the layer honours may go without its message's name."""
+        field = next((f"{owner}.{field}" for owner, names in self.fields.items() if field in names), field)
+        return PortError(message, layer=self.name, field=field, **where)
 
     def _check_fields(self) -> None:
         """No field is dropped in silence: unknown ones of the layer's own message are errors, others warnings."""
@@ -161,6 +168,32 @@ def create_layer(param, context: Context) -> Layer:
             hint=f"known types: {', '.join(sorted(LAYERS))}",
         )
     return LAYERS[param.type](param, context)
+
+
+def own_stream() -> np.random.RandomState:
+    """A random stream for one layer, seeded from torch's generator as Caffe seeds its layers' streams from its own."""
+    return np.random.RandomState(int(torch.randint(2**31, ())))
+
+
+def cheap_to_read(values: Tensor) -> bool:
+    """Whether a look at the values costs nothing: on the CPU. A GPU would make the host wait, and an index out of range
+    is reported there by CUDA itself."""
+    return values.device.type == "cpu"
+
+
+def check_memory(layer: Layer, shapes) -> None:
+    """Refuses tops of these shapes when they alone take more than this machine's memory: to try would make it swap.
+
+    Raises:
+        PortError: they do.
+    """
+    size = 4 * sum(math.prod(shape) for shape in shapes)
+    if size > MEMORY:
+        sizes = ", ".join(str(tuple(shape)) for shape in shapes)
+        raise layer.error(
+            f"its tops {sizes} take {size / 1e9:,.0f} GB; this machine has {MEMORY / 1e9:.0f} GB",
+            hint="is a batch_size or another size too large?",
+        )
 
 
 def canonical_axis(layer: Layer, axis: int, ndim: int) -> int:

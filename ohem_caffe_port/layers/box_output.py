@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from ..ops.mscnn import decode_fields, descending, greedy_nms
-from .base import register
+from .base import MANY, register
 from .box_base import BBOX_REG, BoxLayer, bbox_norm, check_bounds, field_sizes
 
 
 class Proposals(BoxLayer):
     """What :class:`BoxOutput` and :class:`BoxGroupOutput` share: thresholds, NMS image by image, the tops."""
 
-    num_bottoms, num_tops = (1, 1 << 30), (1, 2)
+    num_bottoms, num_tops = (1, MANY), (1, 2)
     edges: str  # of ops.mscnn.overlap
 
     def infer(self, bottoms):

@@ -8,10 +8,8 @@ import torch
 
 from ..ops import bbox_transform_inv
 from ..ops.mscnn import descending, overlap
-from .base import register
+from .base import MANY, register
 from .box_base import BBOX_REG, BoxLayer, bbox_norm
-
-_MANY = 1 << 30
 
 
 def check_rows(layer, bottoms, columns=()) -> None:
@@ -26,7 +24,7 @@ def check_rows(layer, bottoms, columns=()) -> None:
 
 @register("DecodeBBox")
 class DecodeBBox(BoxLayer):
-    """The next stage's proposals: RoIs moved by the class-agnostic regression outputs of this stage.
+    """cascade-rcnn's next proposals: RoIs moved by the class-agnostic regression outputs of this stage.
 
     Bottoms: outputs ``[R, 8]`` (background's four unused), normalised as ``bbox_reg_param`` says; RoIs ``[R, 5]``; in
     training optionally the matched ground truth ``[R, 6]``, whose last column is the overlap. Top: ``[K, 5, 1, 1]``
@@ -73,7 +71,7 @@ class DecodeBBox(BoxLayer):
 
 @register("BboxAccuracy")
 class BboxAccuracy(BoxLayer):
-    """Mean IoU of foreground boxes with their ground truth, after regression and (second top) before it.
+    """cascade-rcnn's mean IoU of foreground boxes with ground truth, after regression and (second top) before it.
 
     Bottoms: regression outputs ``[R, 4C]`` (8 columns and one foreground class with ``cls_aware: false``), normalised
     as ``bbox_reg_param`` says; RoIs ``[R, 5]``; matched ground truth ``[R, 6]`` (label, box, overlap). Rows with label
@@ -113,7 +111,7 @@ class BboxAccuracy(BoxLayer):
 
 @register("ScaleRoute")
 class ScaleRoute(BoxLayer):
-    """The rows whose RoI has a scale (square root of its area) from ``low_scale`` up to, not with, ``high_scale``.
+    """cascade-rcnn's choice of rows: RoIs with a scale (root of the area) from ``low_scale`` to below ``high_scale``.
 
     Bottoms: RoIs ``[R, 5]``, then anything with R rows; the tops are the same rows of each. An absent limit does not
     limit. When no RoI fits, the one whose scale is nearest (in octaves) to the middle of the range goes: the geometric
@@ -124,7 +122,7 @@ class ScaleRoute(BoxLayer):
     """
 
     fields = {"scale_route_param": {"low_scale", "high_scale"}}
-    num_bottoms, num_tops = (1, _MANY), (1, _MANY)
+    num_bottoms, num_tops = (1, MANY), (1, MANY)
 
     def setup(self, bottoms):
         if len(self.param.top) != len(bottoms):
@@ -167,7 +165,7 @@ class HardMining(BoxLayer):
     """
 
     fields = {"hard_mining_param": {"num_roi_per_image", "num_image"}}
-    num_bottoms, num_tops = (2, _MANY), (1, _MANY)
+    num_bottoms, num_tops = (2, MANY), (1, MANY)
 
     def setup(self, bottoms):
         p = self.param.hard_mining_param

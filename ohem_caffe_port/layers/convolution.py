@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Layer, canonical_axis, register
-
-_MANY = (1, 1 << 30)
+from .base import MANY, Layer, canonical_axis, register
 
 
 def spatial(layer: Layer, param, name: str, default: int, axes: int = 2) -> tuple[int, ...]:
@@ -135,7 +133,7 @@ class Convolution(SlidingLayer):
         "convolution_param": SlidingLayer.geometry
         | {"num_output", "bias_term", "group", "weight_filler", "bias_filler", "pad_type", "relu", "negative_slope"}
     }
-    num_bottoms, num_tops = _MANY, _MANY
+    num_bottoms = num_tops = (1, MANY)
     operators = (F.conv1d, F.conv2d, F.conv3d)
     transposed = False  # the first axis of the weight is the bottom's channels
 

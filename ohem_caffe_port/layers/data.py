@@ -8,9 +8,7 @@ from prototxt.caffe_pb2 import FillerParameter
 
 from ..errors import PortError
 from ..fillers import filled
-from .base import Layer, register
-
-_MANY = (1, 1 << 30)
+from .base import MANY, Layer, register
 
 
 @register("Input")
@@ -18,7 +16,7 @@ class Input(Layer):
     """``InputLayer``: blobs that the caller of ``Net.forward`` gives; any shape may follow the declared one."""
 
     fields = {"input_param": {"shape"}}
-    num_bottoms, num_tops = (0, 0), _MANY
+    num_bottoms, num_tops = (0, 0), (1, MANY)
 
     def setup(self, bottoms):
         shapes = [tuple(s.dim) for s in self.param.input_param.shape]
@@ -45,7 +43,7 @@ class DummyData(Layer):
     """
 
     fields = {"dummy_data_param": {"data_filler", "shape", "num", "channels", "height", "width"}}
-    num_bottoms, num_tops = (0, 0), _MANY
+    num_bottoms, num_tops = (0, 0), (1, MANY)
 
     def setup(self, bottoms):
         p = self.param.dummy_data_param

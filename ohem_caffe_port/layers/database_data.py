@@ -25,11 +25,11 @@ class DatabaseLayer(BatchLayer):
         if not p.source:
             raise self.error("names no database", field="data_param.source")
         self.ahead = max(p.prefetch, 1)
-        self._records = endless_records(
-            open_database(p.source, caffe_pb2.DataParameter.DB.Name(p.backend)), self.rng if p.shuffle else None
-        )
-        for _ in range(self.rng.randint(p.rand_skip) if p.rand_skip else 0):
-            next(self._records)
+        database = open_database(p.source, caffe_pb2.DataParameter.DB.Name(p.backend))
+        self._records = endless_records(database, self.rng if p.shuffle else None)
+        if p.rand_skip:
+            for _ in range(self.rng.randint(p.rand_skip) % max(1, len(database))):
+                next(self._records)
         (key, value), self._records = peeked(self._records)
         with self.blaming(_item(key)):
             return self.shapes_of(parse_record(self.message, value))

@@ -10,7 +10,7 @@ import torch
 from ..data import augment
 from ..data.field_labels import field_labels, map_shape
 from ..data.gt_windows import View
-from ..data.windows import _round
+from ..data.windows import round_half_away
 from ..errors import PortError
 from .base import register
 from .image_gt_data import GroundTruthData
@@ -20,7 +20,7 @@ _F = np.float32
 
 def _whole_32(side) -> int:
     """The nearest multiple of 32."""
-    return _round(side / 32) * 32
+    return round_half_away(side / 32) * 32
 
 
 def _rows(item, view, picture, ignored) -> np.ndarray:
@@ -171,7 +171,7 @@ class DetectionData(GroundTruthData):
             scale = _F(p.resize_ratio)
         elif self.has("short_size", "long_size"):
             scale = _F(_whole_32(_F(p.short_size) * _F(ratio))) / _F(min(width, height))
-        return _round(width * scale), _round(height * scale)
+        return round_half_away(width * scale), round_half_away(height * scale)
 
     def load_batch(self):
         p, transform = self.settings, self.param.transform_param
@@ -256,7 +256,7 @@ class EvalData(GroundTruthData):
             width, height = p.resize_width, p.resize_height
         elif p.HasField("short_size") and p.HasField("long_size"):
             scale = _F(p.short_size) / _F(min(width, height))
-            width, height = (min(_round(side * scale), p.long_size) for side in (width, height))
+            width, height = (min(round_half_away(side * scale), p.long_size) for side in (width, height))
         size = _whole_32(width), _whole_32(height)
         if not all(size):
             raise PortError(f"{width} x {height} is no multiple of 32 but 0", field="eval_data_param.short_size")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prototxt.caffe_pb2 import PriorBoxParameter
+
 from ..evaluate.ssd_files import ResultFiles
 from ..ops import decode_boxes, jaccard_overlap, nms_ranked
 from ..ops.std_sort import std_sort_descending
 from .base import Layer, register
-from .prior_box import count_priors, read_priors
+from .prior_box import check_predictions, read_priors
 
 
 def best_of_classes(
@@ -67,6 +69,13 @@ def best_of_classes(
     return torch.cat(per_image)
 
 
+def no_detections(images: int, device) -> Tensor:
+    """``[images, 7]``: the rows ``(image, -1, ...)`` that stand for a batch without detections."""
+    rows = torch.full((images, 7), -1.0, device=device)
+    rows[:, 0] = torch.arange(images, device=device)
+    return rows
+
+
 @register("DetectionOutput")
 class DetectionOutput(Layer):
     """SSD's detections: decodes box predictions against the priors and does NMS in each class.
@@ -107,7 +116,7 @@ class DetectionOutput(Layer):
             raise self.error("must not be negative", field=name + "nms_param.nms_threshold")
         if not 0 < p.nms_param.eta <= 1:
             raise self.error("must be above 0 and at most 1", field=name + "nms_param.eta")
-        self.code = type(p).DESCRIPTOR.fields_by_name["code_type"].enum_type.values_by_number[p.code_type].name
+        self.code = PriorBoxParameter.CodeType.Name(p.code_type)
         self.refines = len(bottoms) > 3 and not p.visualize
         self.files = ResultFiles(p.save_output_param, p.background_label_id, p.num_classes)
         self.warnings += [f"layer '{self.name}': {warning}" for warning in self.files.warnings]
@@ -117,13 +126,9 @@ class DetectionOutput(Layer):
         return [torch.empty(1, 1, 1, 7, device="meta")]
 
     def _check_shapes(self, bottoms) -> tuple[int, int]:
-        p, batch, count = self.param.detection_output_param, len(bottoms[0]), count_priors(self, bottoms[2])
-        each = [4 if p.share_location else 4 * p.num_classes, p.num_classes, None, *([2, 4] if self.refines else ())]
-        for i, (bottom, wanted) in enumerate(zip(bottoms, each, strict=False)):
-            if wanted and (len(bottom) != batch or bottom.numel() != batch * count * wanted):
-                shape = tuple(bottom.shape)
-                raise self.error(f"must be [{batch}, {wanted} * {count} priors], not {shape}", field=f"bottom[{i}]")
-        return batch, count
+        p = self.param.detection_output_param
+        boxes = 4 if p.share_location else 4 * p.num_classes
+        return check_predictions(self, bottoms, [boxes, p.num_classes, None, *([2, 4] if self.refines else ())])
 
     @torch.no_grad()
     def forward(self, bottoms):
@@ -151,6 +156,5 @@ class DetectionOutput(Layer):
         )
         self.files.add(rows, batch)
         if not len(rows):
-            rows = torch.full((batch, 7), -1.0, device=rows.device)
-            rows[:, 0] = torch.arange(batch)
+            rows = no_detections(batch, rows.device)
         return [rows[None, None]]

@@ -9,7 +9,7 @@ import torch
 from ..data.detectnet import Augmentation, LabelGrid
 from ..data.transform import read_mean
 from ..errors import PortError
-from .base import Layer, register
+from .base import Layer, own_stream, register
 
 _LABEL = 16  # values of a box: x, y, width, height, angle, class, and ten that are not used
 
@@ -68,7 +68,7 @@ class DetectNetTransformation(Layer):
                 raise self.error(error.message, field=error.field, hint=error.hint) from None
             if self.mean.shape[2] != 3:
                 raise self.error(f"has {self.mean.shape[2]} channels, not 3", field="transform_param.mean_file")
-        self.rng = np.random.RandomState(int(torch.randint(2**31, ())))
+        self.rng = own_stream()
 
     def infer(self, bottoms):
         images, labels = bottoms

@@ -15,19 +15,19 @@ class _Dropout(Layer):
         return bottoms
 
     def check_ratio(self, ratio: float, message: str) -> float:
-        if not 0 < ratio < 1:
-            raise self.error(f"must lie between 0 and 1, not {ratio}", field=f"{message}.dropout_ratio")
+        if not 0 <= ratio < 1:
+            raise self.error(f"must be at least 0 and below 1, not {ratio}", field=f"{message}.dropout_ratio")
         return ratio
 
 
 @register("Dropout")
 class Dropout(_Dropout):
-    """``DropoutLayer``: each use draws its own mask from torch's generator.
+    """``DropoutLayer``: sets the share ``dropout_ratio`` of all values to 0 in training, drawn anew by each use.
 
     With ``scale_train`` (the default) kept values are divided by ``1 - dropout_ratio``, or by its root with
     ``sqrt_scale`` (caffe-windows), in training, and testing is the identity; without it training only masks, and
     testing multiplies by ``1 - dropout_ratio`` (caffe-fast-rcnn). ``sample_weights_test`` (SegNet) drops in testing
-    too. A ``random_seed`` of 0 and more (NVIDIA) gives the layer a random stream of its own.
+    too. Masks come from torch's generator, or with a ``random_seed`` of 0 and more (NVIDIA) from the layer's own.
     """
 
     fields = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .base import Layer, canonical_axis, register
+from .base import MANY, Layer, canonical_axis, register
 
 
 @register("Eltwise")
@@ -18,7 +18,7 @@ class Eltwise(Layer):
     """
 
     fields = {"eltwise_param": {"operation", "coeff", "axis"}}
-    num_bottoms = (2, 1 << 30)
+    num_bottoms = (2, MANY)
     saves_top = False
 
     def setup(self, bottoms):

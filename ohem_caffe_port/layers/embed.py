@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch.nn import functional as F
 
-from .base import Layer, register
+from .base import Layer, cheap_to_read, register
+from .loss import refuse_gradient
 
 
 @register("Embed")
@@ -15,6 +16,9 @@ class Embed(Layer):
     fields = {"embed_param": {"num_output", "input_dim", "bias_term", "weight_filler", "bias_filler"}}
     saves_top = False
 
+    def allow_force_backward(self, bottom):
+        return False
+
     def setup(self, bottoms):
         p = self.param.embed_param
         if min(p.num_output, p.input_dim) < 1:
@@ -24,9 +28,10 @@ class Embed(Layer):
             self.add_blob((p.num_output,), p.bias_filler)
 
     def forward(self, bottoms):
+        refuse_gradient(self, bottoms[0], what="its indices")
         p, values = self.param.embed_param, bottoms[0].detach()
         index = values.long()
-        if not index.is_meta and ((index < 0) | (index >= p.input_dim) | (index != values)).any():
+        if cheap_to_read(index) and ((index < 0) | (index >= p.input_dim) | (index != values)).any():
             low, high = values.aminmax()
             raise self.error(f"a table of {p.input_dim} rows is asked for rows {low:g} to {high:g}", field="input_dim")
         rows = F.embedding(index, self.blob(0))

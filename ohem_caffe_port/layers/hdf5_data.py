@@ -12,9 +12,7 @@ from converters.extras import library
 from prototxt import CaffePortError
 from prototxt.files import replacing
 
-from .base import Layer, register
-
-_MANY = (1, 1 << 30)
+from .base import MANY, Layer, own_stream, register
 
 
 def _h5py(layer: Layer):
@@ -35,7 +33,7 @@ class HDF5Data(Layer):
     """
 
     fields = {"hdf5_data_param": {"source", "batch_size", "shuffle"}}
-    num_bottoms, num_tops = (0, 0), _MANY
+    num_bottoms, num_tops = (0, 0), (1, MANY)
 
     def setup(self, bottoms):
         p = self.param.hdf5_data_param
@@ -44,7 +42,7 @@ class HDF5Data(Layer):
         if p.batch_size < 1:
             raise self.error("must be positive", field="hdf5_data_param.batch_size")
         self.batch_size, self.shuffle = p.batch_size, p.shuffle
-        self.rng = np.random.RandomState(int(torch.randint(2**31, ())))
+        self.rng = own_stream()
         try:
             self.files = Path(p.source).read_text(encoding="utf-8", errors="surrogateescape").split()
         except (OSError, ValueError) as error:
@@ -103,11 +101,15 @@ class HDF5Data(Layer):
 
     def _read(self, name: str) -> list[np.ndarray]:
         h5py, datasets = _h5py(self), []
+        if not Path(name).is_file():
+            hint = "paths in the list are seen from the working directory, and hold no spaces"
+            raise self.error(f"'{name}' is not there", field="hdf5_data_param.source", hint=hint)
         try:
             with h5py.File(name, "r") as file:
                 for top in self.param.top:
                     if not isinstance(file.get(top), h5py.Dataset):
-                        raise self.error(f"'{name}' has no dataset '{top}'", hint=f"it has {sorted(file)}", field="top")
+                        there = [key for key in sorted(file) if isinstance(file.get(key), h5py.Dataset)]
+                        raise self.error(f"'{name}' has no dataset '{top}'", hint=f"it has {there}", field="top")
                     if file[top].dtype.kind not in "fiu" or not file[top].shape:
                         raise self.error(f"dataset '{top}' of '{name}' is no array of numbers", field="top")
                     datasets.append(file[top][()].astype(np.float32, copy=False))

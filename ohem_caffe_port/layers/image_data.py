@@ -12,7 +12,7 @@ from ..data.augment import with_channels
 from ..data.images import COLOR, GRAY, read_image
 from ..data.transform import PIXELS, SSD_IMAGE
 from ..errors import PortError
-from .base import register
+from .base import check_memory, register
 from .batches import BatchLayer
 
 LIST_FIELDS = {
@@ -33,6 +33,7 @@ class ImageListLayer(BatchLayer):
         p = self.settings
         if bool(p.new_height) != bool(p.new_width):
             raise self.error("new_height and new_width go together", field="image_data_param.new_height")
+        check_memory(self, [(self.batch_size, 3 if p.is_color else 1, p.new_height, p.new_width)])
         self._lines = self._read_list(p.source)
         self._next = 0
         if p.shuffle:
@@ -41,7 +42,9 @@ class ImageListLayer(BatchLayer):
             self._next = int(self.rng.randint(p.rand_skip))
             if self._next >= len(self._lines):
                 raise PortError(
-                    f"{self._next} of {len(self._lines)} images to skip", field="image_data_param.rand_skip"
+                    f"leaves out {self._next} images at random; the list has {len(self._lines)}",
+                    field="image_data_param.rand_skip",
+                    hint="it must not be larger than the list is long",
                 )
         number, *entry = self._lines[self._next]
         with self.blaming(f"{p.source}:{number}"):
@@ -117,7 +120,7 @@ class ImageData(ImageListLayer):
 
     def parse(self, line):
         path, _, label = line.rpartition(" ")
-        if not path or not re.fullmatch(r"[+-]?[0-9]+", label):
+        if not path or not re.fullmatch(r"[+-]?[0-9]{1,10}", label):
             raise PortError(f"'{line}' does not end with a label", hint="a line is  <path> <whole number>")
         return path.rstrip(), int(label)
 

@@ -11,8 +11,8 @@ import torch
 from ..data.field_labels import FieldRules, field_labels, map_shape
 from ..data.gt_windows import Picture, View, read_gt_windows
 from ..data.images import decode_image, read_image
-from ..data.windows import _round
-from .base import register
+from ..data.windows import round_half_away
+from .base import MANY, register
 from .batches import BatchLayer
 
 _F = np.float32
@@ -24,7 +24,7 @@ class GroundTruthData(BatchLayer):
     A subclass sets ``pictures`` in :meth:`open`.
     """
 
-    num_tops = (2, 1 << 30)
+    num_tops = (2, MANY)
     ahead = 3
 
     def read_pictures(self, difficult: bool) -> list[Picture]:
@@ -141,7 +141,7 @@ class ImageGtData(GroundTruthData):
             raise self.error(f"{p.min_scale} to {p.max_scale} is no range", field="image_gt_data_param.min_scale")
         self.aspects = 0
         if self.scales and p.HasField("min_whaspect") and p.HasField("max_whaspect"):
-            self.aspects = _round((_F(p.max_whaspect) - _F(p.min_whaspect)) / _F(0.05))
+            self.aspects = round_half_away((_F(p.max_whaspect) - _F(p.min_whaspect)) / _F(0.05))
             if self.aspects < 1 or p.min_whaspect <= 0:
                 raise self.error("less than a step of 0.05 to the largest", field="image_gt_data_param.min_whaspect")
         pictures = self.read_pictures(difficult=False)
@@ -203,7 +203,7 @@ class ImageGtData(GroundTruthData):
         if not self.scales or chosen is None or not rng.randint(2):
             return _F(1), _F(1)
         width, height = view.boxes[chosen, 2:] - view.boxes[chosen, :2]
-        octaves = np.arange(_round(2 * math.log2(p.max_scale / p.min_scale) + 1)) / _F(2)
+        octaves = np.arange(round_half_away(2 * math.log2(p.max_scale / p.min_scale) + 1)) / _F(2)
         areas, area = p.min_scale**2 * 4.0**octaves, float(width) * float(height)
         match = (np.minimum(areas, area) / np.maximum(areas, area)).argmax()
         factors = [_F(2.0 ** (octaves[rng.randint(len(octaves))] - octaves[match]))] * 2

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .base import Layer, canonical_axis, register
+from .base import Layer, canonical_axis, cheap_to_read, register
 
 _FLT_MIN = torch.finfo(torch.float32).tiny
 _LEAST_LOG = math.log(2.0**-149)  # of the smallest float32, which is the fork's 1e-45f
@@ -15,7 +15,7 @@ _LEAST_LOG = math.log(2.0**-149)  # of the smallest float32, which is the fork's
 
 @register("Softmax")
 class Softmax(Layer):
-    """``SoftmaxLayer`` along ``axis``."""
+    """``SoftmaxLayer``: scores as probabilities, ``exp(x) / sum exp(x)`` along ``axis``."""
 
     fields = {"softmax_param": {"axis"}}
 
@@ -28,7 +28,7 @@ class Softmax(Layer):
 
 @register("LogSoftmax")
 class LogSoftmax(Layer):
-    """synopsys-caffe's ``LogSoftmaxLayer`` along ``axis``: the logarithm of Softmax, at least log(1e-45).
+    """synopsys-caffe's ``LogSoftmaxLayer``: the logarithm of Softmax along ``axis``, at least log(1e-45).
 
     The fork has no backward; here it has its true gradient.
     """
@@ -45,17 +45,17 @@ class LogSoftmax(Layer):
 # ---- what losses share
 
 
-def refuse_gradient(layer: Layer, *bottoms: Tensor) -> None:
-    """Caffe's losses stop a training whose labels want a gradient.
+def refuse_gradient(layer: Layer, *bottoms: Tensor, what: str = "its labels") -> None:
+    """Caffe stops a training that wants a gradient of such bottoms: a loss's labels, indices, what ArgMax reads...
 
     Raises:
         PortError: one of the bottoms comes from layers that train, and ``propagate_down`` does not cut it off.
     """
     if torch.is_grad_enabled() and any(bottom.requires_grad for bottom in bottoms):
         raise layer.error(
-            "cannot pass a gradient to its labels",
+            f"cannot pass a gradient to {what}",
             field="propagate_down",
-            hint="they come from layers that train; say propagate_down: false for this bottom",
+            hint="layers that train lie below; say propagate_down: false for this bottom",
         )
 
 
@@ -67,8 +67,8 @@ def class_labels(layer: Layer, shape, labels: Tensor, axis: int, ignore_label: i
         the label is 0, so that it can be an index.
 
     Raises:
-        PortError: not one label for each position, a label that is no class, or labels that want a gradient. (Only
-            labels on the CPU are looked at, where it costs nothing; a GPU reports an index out of range by itself.)
+        PortError: not one label for each position, a label that is no class, or labels that want a gradient. (Their
+            values are looked at where :func:`~ohem_caffe_port.layers.base.cheap_to_read`.)
     """
     refuse_gradient(layer, labels)
     positions, classes = (*shape[:axis], *shape[axis + 1 :]), shape[axis]
@@ -76,7 +76,7 @@ def class_labels(layer: Layer, shape, labels: Tensor, axis: int, ignore_label: i
         raise layer.error(f"{labels.numel()} labels for {math.prod(positions)} predictions {tuple(shape)}")
     labels = labels.reshape(positions).long()
     counted = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
-    if labels.device.type == "cpu":
+    if cheap_to_read(labels):
         wrong = counted & ((labels < 0) | (labels >= classes))
         if wrong.any():
             raise layer.error(

@@ -9,7 +9,7 @@ from ..data.augment import with_channels
 from ..data.databases import datum_image
 from ..data.transform import DECODING, PIXELS, SSD_IMAGE, Transformer
 from ..errors import PortError
-from .base import Layer, register
+from .base import Layer, own_stream, register
 
 
 @register("MemoryData")
@@ -37,9 +37,8 @@ class MemoryData(Layer):
         self.data: torch.Tensor | None = None
         self.labels: torch.Tensor | None = None
         self._next, self._unread = 0, False
-        rng = np.random.RandomState(int(torch.randint(2**31, ())))
         try:
-            self.transformer = Transformer(self.param.transform_param, self.context.train, rng)
+            self.transformer = Transformer(self.param.transform_param, self.context.train, own_stream())
         except PortError as error:
             raise self.error(error.message, field=error.field, hint=error.hint) from None
 

@@ -6,11 +6,13 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from prototxt.caffe_pb2 import PriorBoxParameter
+
 from ..mining import hard_examples, max_negatives, multibox_conf_loss, multibox_loc_loss
 from ..ops import decode_boxes, encode_boxes, match_boxes
 from .base import register
 from .loss import LossLayer, given_gradient
-from .prior_box import count_priors, read_priors
+from .prior_box import check_predictions, read_priors
 
 
 @register("MultiBoxLoss")
@@ -64,7 +66,7 @@ class MultiBoxLoss(LossLayer):
         if len(bottoms) > 5 and not p.share_location:
             raise self.error("refined priors need share_location", field=name + "share_location")
         self.mode = self.normalization(self.param.loss_param.VALID)
-        self.code = type(p).DESCRIPTOR.fields_by_name["code_type"].enum_type.values_by_number[p.code_type].name
+        self.code = PriorBoxParameter.CodeType.Name(p.code_type)
         self.loc_loss = "SMOOTH_L1" if p.loc_loss_type == p.SMOOTH_L1 else "L2"
         self.conf_loss = "SOFTMAX" if p.conf_loss_type == p.SOFTMAX else "LOGISTIC"
         terms = list(self.param.propagate_down) or [True, True]  # a prediction without gradient has no loss either
@@ -75,12 +77,9 @@ class MultiBoxLoss(LossLayer):
         return [torch.empty((), device="meta")]
 
     def _check_shapes(self, bottoms) -> tuple[int, int]:
-        p, batch, count = self.param.multibox_loss_param, len(bottoms[0]), count_priors(self, bottoms[2])
-        each = [4 if p.share_location else 4 * p.num_classes, p.num_classes, None, None, 2, 4]
-        for i, (bottom, wanted) in enumerate(zip(bottoms, each, strict=False)):
-            if wanted and (len(bottom) != batch or bottom.numel() != batch * count * wanted):
-                shape = tuple(bottom.shape)
-                raise self.error(f"must be [{batch}, {wanted} * {count} priors], not {shape}", field=f"bottom[{i}]")
+        p = self.param.multibox_loss_param
+        boxes = 4 if p.share_location else 4 * p.num_classes
+        batch, count = check_predictions(self, bottoms, [boxes, p.num_classes, None, None, 2, 4])
         if bottoms[3].dim() != 4 or bottoms[3].shape[3] < 8:
             raise self.error(f"ground truth has rows of 8, not {tuple(bottoms[3].shape)}", field="bottom[3]")
         return batch, count

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from .base import Layer, register
+from .loss import refuse_gradient
 
 
 class Neuron(Layer):
@@ -77,7 +78,11 @@ class TanH(Neuron):
 
 @register("AbsVal")
 class AbsVal(Neuron):
-    """``AbsValLayer``: ``|x|``, with gradient 0 at 0."""
+    """``AbsValLayer``: ``|x|``, with gradient 0 at 0. It does not work in place."""
+
+    def setup(self, bottoms):
+        if self.param.bottom[0] == self.param.top[0]:
+            raise self.error("cannot work in place", field="top", hint="give the top a name of its own")
 
     def forward(self, bottoms):
         return [bottoms[0].abs()]
@@ -93,7 +98,7 @@ class BNLL(Neuron):
 
 @register("Softplus")
 class Softplus(BNLL):
-    """``log(1 + exp(x))`` under another name (synopsys-caffe)."""
+    """BNLL under another name (synopsys-caffe)."""
 
 
 @register("Softsign")
@@ -157,7 +162,11 @@ class Threshold(Neuron):
 
     fields = {"threshold_param": {"threshold"}}
 
+    def allow_force_backward(self, bottom):
+        return False
+
     def forward(self, bottoms):
+        refuse_gradient(self, bottoms[0], what="its bottom")
         return [(bottoms[0] > self.settings.threshold).to(bottoms[0].dtype)]
 
 

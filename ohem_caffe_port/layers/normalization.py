@@ -41,8 +41,11 @@ class _AcrossChannels(torch.autograd.Function):
 
 @register("LRN")
 class LRN(Layer):
-    """``LRNLayer``, over channels or (``WITHIN_CHANNEL``) over a square of cells, whose mean Caffe's average pooling
-    takes and whose ``k`` is always 1."""
+    """``LRNLayer``, local response normalisation: ``x / (k + alpha * mean(x^2)) ** beta``, the mean over ``local_size``
+    channels or, ``WITHIN_CHANNEL``, over a square of cells.
+
+    The square's mean is that of Caffe's average pooling, and its ``k`` always 1. (Krizhevsky et al. 2012, section 3.3.)
+    """
 
     fields = {"lrn_param": {"local_size", "alpha", "beta", "norm_region", "k"}}
 

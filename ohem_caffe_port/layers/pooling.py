@@ -57,7 +57,7 @@ class PoolingLayer(Layer):
         operator = F.avg_pool2d if len(kernel) == 2 else F.avg_pool3d
         if known:
             return [operator(x, kernel, stride, **options, count_include_pad=method == "AVE")]
-        return [operator(x, kernel, stride, divisor_override=1) / self._areas(windows, axes, method).to(x)]
+        return [operator(x, kernel, stride, divisor_override=1) / self._areas(windows, axes, method, x)]
 
     def _windows(self, size, kernel, stride, side, floor, padded) -> int:
         before, after = side
@@ -69,11 +69,11 @@ class PoolingLayer(Layer):
         return count
 
     @staticmethod
-    def _areas(windows, axes, method) -> Tensor:
-        """How many cells each window's average counts."""
-        area = torch.ones(())
+    def _areas(windows, axes, method, like: Tensor) -> Tensor:
+        """How many cells each window's average counts, in the type and on the device of ``like``."""
+        area = like.new_ones(())
         for n, (size, k, s, (before, after)) in zip(windows, axes, strict=True):
-            start = torch.arange(n) * s - before
+            start = torch.arange(n, device=like.device) * s - before
             first, last = (0, size) if method == "AVE_EXC_PAD" else (-before, size + after)
             cells = (start + k).clamp(max=last) - start.clamp(min=first)
             area = area[..., None] * cells.clamp(min=0)  # a window past the end has none: 0/0, not 0/negative

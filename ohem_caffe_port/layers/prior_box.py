@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from .base import Layer, register
+from .base import Layer, cheap_to_read, register
 
 
 @register("PriorBox")
@@ -112,15 +112,31 @@ def count_priors(layer: Layer, blob: torch.Tensor) -> int:
     return blob.numel() // 8
 
 
+def check_predictions(layer: Layer, bottoms, widths) -> tuple[int, int]:
+    """Batch size B and number of priors P of SSD's bottoms, the third of which holds the priors.
+
+    Args:
+        widths: how many numbers each bottom ``[B, width * P]`` holds for a prior; None: it is another kind of blob.
+
+    Raises:
+        PortError: a bottom of another size.
+    """
+    batch, count = len(bottoms[0]), count_priors(layer, bottoms[2])
+    for i, (bottom, wanted) in enumerate(zip(bottoms, widths, strict=False)):
+        if wanted and (len(bottom) != batch or bottom.numel() != batch * count * wanted):
+            shape = tuple(bottom.shape)
+            raise layer.error(f"must be [{batch}, {wanted} * {count} priors], not {shape}", field=f"bottom[{i}]")
+    return batch, count
+
+
 def read_priors(layer: Layer, blob: torch.Tensor, code_type: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes and variances, ``[P, 4]`` each, of a blob ``[1, 2, 4P]``.
 
     Raises:
-        PortError: boxes without an extent, which no code but CORNER can use (looked for on the CPU, where that costs
-            nothing).
+        PortError: boxes without an extent, which no code but CORNER can use (where :func:`cheap_to_read`).
     """
     boxes, variances = blob.detach().reshape(2, -1, 4)
-    if code_type != "CORNER" and boxes.device.type == "cpu" and not (boxes[:, 2:] > boxes[:, :2]).all():
+    if code_type != "CORNER" and cheap_to_read(boxes) and not (boxes[:, 2:] > boxes[:, :2]).all():
         wrong = int((boxes[:, 2:] <= boxes[:, :2]).any(1).nonzero()[0])
         raise layer.error(f"prior {wrong} has no extent: {boxes[wrong].tolist()}", field="bottom[2]")
     return boxes, variances

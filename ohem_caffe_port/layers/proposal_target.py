@@ -15,7 +15,7 @@ _LEAST_SIDE = 32  # of the random boxes that stand in for missing proposals
 
 @register("ProposalTarget")
 class ProposalTarget(BoxLayer):
-    """Samples foreground and background proposals for a detection stage and gives them labels and box targets.
+    """MS-CNN's and cascade-rcnn's sample of proposals for a detection stage, with labels and box targets.
 
     Bottoms: proposals ``[R, 5]`` (image, x1, y1, x2, y2) and ground truth, ``[G, 7]`` (image, box, label, ignored) of
     MS-CNN or ``[G, 8]`` (and difficult; image -1: no box) of cascade-rcnn. Ground-truth boxes are proposals too

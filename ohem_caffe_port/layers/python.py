@@ -8,20 +8,20 @@ from prototxt.errors import nearest
 
 from ..config import read_yaml
 from ..errors import PortError
-from .base import LAYERS, Layer
+from .base import LAYERS, MANY, Layer
 
 PYTHON_LAYERS: dict[tuple[str, str], type[PythonLayer]] = {}
 
 
 class PythonLayer(Layer):
-    """Base of the classes that stand for known projects' Python layers.
+    """A layer that a known project wrote in Python, found by ``module`` and ``layer``; base of their classes.
 
     ``settings`` is ``param_str`` read as YAML (the form most of those projects use): a dict, empty when absent.
     """
 
     type = "Python"
     fields = {"python_param": {"module", "layer", "param_str"}}
-    num_bottoms, num_tops = (0, 1 << 30), (0, 1 << 30)
+    num_bottoms, num_tops = (0, MANY), (0, MANY)
 
     def __init__(self, param, context):
         super().__init__(param, context)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Layer, register
+from .loss import refuse_gradient
 
 
 class RecurrentLayer(Layer):
@@ -70,6 +71,7 @@ class RecurrentLayer(Layer):
 
     def forward(self, bottoms):
         self.check(bottoms)
+        refuse_gradient(self, bottoms[1], what="its sequence indicators")
         x, cont = bottoms[0], bottoms[1].detach()[..., None]
         inputs = F.linear(x.flatten(2), self.blob(0), self.blob(1))
         if self.static:
@@ -157,6 +159,7 @@ class LSTMUnit(Layer):
 
     def forward(self, bottoms):
         cell, gates, keep = bottoms
+        refuse_gradient(self, keep, what="its sequence indicators")
         shapes = [tuple(b.shape) for b in bottoms]
         n, d = cell.shape[1:] if cell.dim() == 3 else (0, 0)
         if shapes != [(1, n, d), (1, n, 4 * d), (1, n)]:

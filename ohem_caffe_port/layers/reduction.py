@@ -7,6 +7,7 @@ import math
 import torch
 
 from .base import Layer, canonical_axis, register
+from .loss import refuse_gradient
 
 
 @register("Reduction")
@@ -93,6 +94,9 @@ class ArgMax(Layer):
 
     fields = {"argmax_param": {"out_max_val", "top_k", "axis", "min_first"}}
 
+    def allow_force_backward(self, bottom):
+        return False
+
     def setup(self, bottoms):
         p = self.param.argmax_param
         self.axis = canonical_axis(self, p.axis, bottoms[0].dim()) if p.HasField("axis") else None
@@ -100,6 +104,7 @@ class ArgMax(Layer):
             raise self.error("must be at least 1", field="argmax_param.top_k")
 
     def forward(self, bottoms):
+        refuse_gradient(self, bottoms[0], what="its bottom")
         p, x = self.param.argmax_param, bottoms[0].detach()
         if self.axis is None:
             x = x.reshape(x.shape[0], math.prod(x.shape[1:]))

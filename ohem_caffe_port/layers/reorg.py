@@ -100,7 +100,7 @@ class Reorg(Layer):
 
 @register("Pad")
 class Pad(Layer):
-    """``constant_values`` around a blob: ``paddings`` are the cells before and after each axis (synopsys)."""
+    """A border of ``constant_values``: ``paddings`` are the cells before and after each axis (synopsys)."""
 
     fields = {"pad_param": {"paddings", "constant_values"}}
     saves_top = False

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Layer, register
+from ..ops.rois import round_half_away
+from .base import Layer, cheap_to_read, register
 from .convolution import pad_axes, spatial
 
 
@@ -124,7 +125,7 @@ class Upsample(Layer):
         axes = zip(x.shape[2:], self.scale, self.less, strict=True)
         height, width = self.target or [size * scale - less for size, scale, less in axes]
         index = bottoms[1].detach().long().flatten(2)
-        if not index.is_meta and index.numel():
+        if cheap_to_read(index) and index.numel():
             low, high = index.aminmax()
             if low < 0 or high >= height * width:
                 raise self.error(f"the mask holds {int(low)} to {int(high)}, beyond a top of {height} x {width}")
@@ -162,7 +163,7 @@ class Resample(Layer):
         down, across = places[0] + shrink[1] / 2 - 0.5, places[1] + shrink[0] / 2 - 0.5
         if p.type == p.NEAREST:
             rows, columns = (
-                round_away(at).long().clamp(0, n - 1) for at, n in zip((down, across), x.shape[2:], strict=True)
+                round_half_away(at).clamp(0, n - 1) for at, n in zip((down, across), x.shape[2:], strict=True)
             )
             return [x[:, :, rows][:, :, :, columns]]
         widened = p.antialias and max(shrink) > 1
@@ -185,14 +186,9 @@ class Resample(Layer):
         else:
             weights = (1 - distance).clamp(min=0)
         reach = 2 if shrink < 1 else math.ceil((4 if cubic else 2) * width)
-        weights = torch.where((round_away(at)[:, None] - cells).abs() <= reach, weights, 0.0)
+        weights = torch.where((round_half_away(at)[:, None] - cells).abs() <= reach, weights, 0.0)
         total = weights.sum(1, keepdim=True)
         return weights / torch.where(total == 0, 1.0, total)
-
-
-def round_away(x: Tensor) -> Tensor:
-    """C's ``round``: halves away from zero."""
-    return torch.sign(x) * torch.floor(x.abs() + 0.5)
 
 
 def layout(layer: Layer, param, known=("NHWC", "NCHW")) -> str:

@@ -69,7 +69,7 @@ class SmoothL1LossOHEM(SmoothL1Loss):
 
 @register("BoxAnnotatorOHEM")
 class BoxAnnotatorOHEM(Layer):
-    """Gives all but the ``roi_per_img`` hardest RoIs of each image the ``ignore_label`` and no box weights (OHEM).
+    """R-FCN's OHEM: all but each image's ``roi_per_img`` hardest RoIs get the ``ignore_label`` and no box weights.
 
     Bottoms: rois ``[N, 5, H, W]``, their losses ``[N, 1, H, W]``, labels ``[N, 1, H, W]`` and box weights
     ``[N, C, H, W]``; tops: labels and weights of the hard ones. (For H x W > 1 the original reads past its blobs; here

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 
 from ..data.augment import per_channel, with_channels
-from ..data.transform import PIXELS
+from ..data.images import GRAY, read_image
+from ..data.transform import PIXELS, Window
 from ..errors import PortError
 from .base import register
 from .image_data import LIST_FIELDS, ImageListLayer
@@ -138,3 +139,89 @@ class ImageSegData(ImageListLayer):
         padded[:] = fill
         padded[: image.shape[0], : image.shape[1]] = image
         return padded
+
+
+@register("SegData")
+class SegData(ImageListLayer):
+    """``SegDataLayer`` of yjxiong: an image at a time with a map of classes, scaled and cut at random. Tops: data
+    ``[1, 3, H, W]``, classes ``[1, 1, H, W]``.
+
+    A line of the list is ``<image> <map>``, both of one size; ``root_dir`` is put before them as it is. Both are scaled
+    by a random factor between the two ``scale_ratios`` (in steps of a thousandth), cut at a random place to whole
+    multiples of ``stride``, at most ``upper_size`` (or ``upper_height`` and ``upper_width``, which need not be such
+    multiples), and mirrored alike, in both phases. With ``balance``, up to ten times, a cut of which one class has more
+    than four fifths is replaced by another. ``shuffle`` gives the same order in every run, as in the fork.
+    """
+
+    fields = {
+        "seg_data_param": {"source", "root_dir", "shuffle", "balance"},
+        "transform_param": {
+            "scale", "mirror", "mean_value", "scale_ratios", "stride", "upper_size", "upper_height", "upper_width",
+        },
+    }  # fmt: skip
+    own_fields = "seg_data_param"
+
+    def open(self):
+        p = self.param.transform_param
+        if len(p.scale_ratios) not in (0, 2) or list(p.scale_ratios) != sorted(p.scale_ratios):
+            raise PortError("two are needed, the smaller one first", field="transform_param.scale_ratios")
+        if p.stride < 1:
+            raise PortError("must be positive", field="transform_param.stride")
+        if p.HasField("upper_height") != p.HasField("upper_width"):
+            raise PortError("upper_height and upper_width go together", field="transform_param.upper_height")
+        upper = (p.upper_height, p.upper_width) if p.HasField("upper_height") else (1 << 30, 1 << 30)
+        self._upper = (p.upper_size, p.upper_size) if p.HasField("upper_size") else upper
+        self._orders = np.random.RandomState(17)
+        self._lines, self._next = self._read_list(self.settings.source), 0
+        if self.settings.shuffle:
+            self._shuffle()
+        number, *entry = self._lines[0]
+        with self.blaming(f"{self.settings.source}:{number}"):
+            height, width = self._crop(*self._pair(*entry)[0].shape[:2])
+        return [(1, 3, height, width), (1, 1, height, width)]
+
+    def parse(self, line):
+        return _two_words(line)
+
+    def load_item(self, path, other):
+        image, classes = self._pair(path, other)
+        for attempt in range(11):
+            blobs = self._one(image, classes)
+            counts = np.unique(blobs[1], return_counts=True)[1]
+            if not self.settings.balance or attempt == 10 or counts.max() <= 0.8 * blobs[1].size:
+                break
+        return blobs
+
+    def _one(self, image, classes):
+        p = self.param.transform_param
+        mirrored = bool(p.mirror and self.rng.randint(2))
+        factor = np.float32(1)
+        if p.scale_ratios:
+            lower, upper = (np.float32(ratio) for ratio in p.scale_ratios)
+            factor = np.float32(self.rng.randint(int(float(upper - lower) * 1000) + 1) / 1000 + float(lower))
+        height, width = (int(float(np.float32(size) * factor) + 0.5) for size in image.shape[:2])
+        crop = self._crop(height, width)
+        y, x = (int(self.rng.randint(n - c + 1)) for n, c in zip((height, width), crop, strict=True))
+        window = Window(y, x, *crop, height, width, mirrored)
+        blob = window.of(with_channels(cv2.resize(image, (width, height)))).transpose(2, 0, 1).astype(np.float32)
+        mean = self.transformer.mean_for(image)
+        if mean is not None:
+            blob -= mean
+        classes = cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST)
+        return [blob * np.float32(p.scale), window.of(classes)[None].astype(np.float32)]
+
+    def _crop(self, height, width) -> tuple[int, int]:
+        stride = self.param.transform_param.stride
+        crop = tuple(min(n // stride * stride, most) for n, most in zip((height, width), self._upper, strict=True))
+        if min(crop) < 1:
+            raise PortError(f"an image of {height} x {width} is smaller than it", field="transform_param.stride")
+        return crop
+
+    def _pair(self, path, other):
+        image, classes = read_image(self.settings.root_dir + path), read_image(self.settings.root_dir + other, GRAY)
+        if image.shape[:2] != classes.shape:
+            raise PortError(f"the map is {classes.shape}, its image {image.shape[:2]} (height, width)")
+        return image, classes
+
+    def _shuffle(self):
+        self._lines = [self._lines[i] for i in self._orders.permutation(len(self._lines))]

@@ -7,9 +7,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from .base import Layer, canonical_axis, register
-
-_MANY = (1, 1 << 30)
+from .base import MANY, Layer, canonical_axis, register
 
 
 class _Reshaping(Layer):
@@ -22,10 +20,10 @@ class _Reshaping(Layer):
 
 @register("Concat")
 class Concat(Layer):
-    """``ConcatLayer`` along ``axis`` (or the older ``concat_dim``): bottoms that differ in that axis alone."""
+    """``ConcatLayer``: joins blobs that differ in ``axis`` (or the older ``concat_dim``) alone along it."""
 
     fields = {"concat_param": {"axis", "concat_dim"}}
-    num_bottoms = _MANY
+    num_bottoms = (1, MANY)
     saves_top = False
 
     def setup(self, bottoms):
@@ -47,7 +45,7 @@ class Split(_Reshaping):
     """``SplitLayer``: the same blob under several names; gradients add up by themselves."""
 
     fields = {"split_param": set()}
-    num_tops = _MANY
+    num_tops = (1, MANY)
 
     def forward(self, bottoms):
         return [bottoms[0].view_as(bottoms[0]) for _ in self.param.top]
@@ -57,7 +55,7 @@ class Split(_Reshaping):
 class Silence(Layer):
     """``SilenceLayer``: consumes blobs so that they are no outputs of the net."""
 
-    num_bottoms, num_tops = _MANY, (0, 0)
+    num_bottoms, num_tops = (1, MANY), (0, 0)
 
     def forward(self, bottoms):
         return []
@@ -129,8 +127,10 @@ class Squeeze(_Reshaping):
         return [bottoms[0].reshape([d for i, d in enumerate(shape) if (i not in axes if axes else d != 1)])]
 
 
-class _SingleProcess(_Reshaping):
-    num_bottoms = num_tops = _MANY
+class _SingleProcess(Layer):
+    """What MPI does between processes, when there is one: every bottom is handed on."""
+
+    num_bottoms = num_tops = (1, MANY)
 
     def setup(self, bottoms):
         if len(bottoms) != len(self.param.top):

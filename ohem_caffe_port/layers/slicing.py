@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from .base import Layer, canonical_axis, register
-
-_MANY = 1 << 30
+from .base import MANY, Layer, canonical_axis, cheap_to_read, register
+from .loss import refuse_gradient
 
 
 @register("Slice")
@@ -15,7 +14,7 @@ class Slice(Layer):
     """
 
     fields = {"slice_param": {"axis", "slice_dim", "slice_point"}}
-    num_tops = (1, _MANY)
+    num_tops = (1, MANY)
 
     def setup(self, bottoms):
         p = self.param.slice_param
@@ -105,9 +104,10 @@ class BatchReindex(Layer):
 
     def forward(self, bottoms):
         x, rows = bottoms
+        refuse_gradient(self, rows, what="its list of rows")
         if rows.dim() != 1:
             raise self.error(f"the list of rows must have one axis, not shape {tuple(rows.shape)}")
-        if rows.device.type == "cpu" and ((rows < 0) | (rows >= len(x))).any():
+        if cheap_to_read(rows) and ((rows < 0) | (rows >= len(x))).any():
             raise self.error(f"rows {rows.min().item():g} to {rows.max().item():g} of a batch of {len(x)}")
         return [x.index_select(0, rows.long())]
 
@@ -119,7 +119,7 @@ class Filter(Layer):
     While the net is built, tops have all rows.
     """
 
-    num_bottoms, num_tops = (2, _MANY), (1, _MANY)
+    num_bottoms, num_tops = (2, MANY), (1, MANY)
 
     def allow_force_backward(self, bottom):
         return bottom < len(self.param.bottom) - 1
@@ -141,6 +141,7 @@ class Filter(Layer):
 
     def forward(self, bottoms):
         self._check(bottoms)
+        refuse_gradient(self, bottoms[-1], what="its selector")
         rows = bottoms[-1].reshape(-1).nonzero()[:, 0]
         return [bottom.index_select(0, rows) for bottom in bottoms[:-1]]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..ops import nms_ranked
 from ..ops.std_sort import std_sort_descending
 from ..ops.yolo import cell_boxes, centre_overlap
-from .base import Layer, register
+from .base import MANY, Layer, register
+from .detection_output import no_detections
 
 
 def head_of(layer: Layer, blob: Tensor, anchors: int, values: int) -> Tensor:
@@ -69,9 +70,7 @@ class _YoloOutput(Layer):
         keep = nms_ranked(boxes[None], valid, suppressed_at(threshold), overlap=centre_overlap)[0]
         boxes, labels, scores = boxes[keep], labels[keep], scores[keep]
         if not len(boxes):
-            none = torch.full((images, 7), -1.0, device=boxes.device)
-            none[:, 0] = torch.arange(images)
-            return [none[None, None]]
+            return [no_detections(images, boxes.device)[None, None]]
         half = boxes[:, 2:] / 2
         head = torch.stack((torch.zeros_like(scores), labels.to(scores) + 1, scores), 1)
         return [torch.cat((head, boxes[:, :2] - half, boxes[:, :2] + half), 1)[None, None]]
@@ -144,7 +143,7 @@ class Yolov3DetectionOutput(_YoloOutput):
             "mask_group_num", "mask", "gaussian_box",
         }
     }  # fmt: skip
-    num_bottoms = (1, 1 << 30)
+    num_bottoms = (1, MANY)
 
     def setup(self, bottoms):
         p, name = self.param.yolov3_detection_output_param, "yolov3_detection_output_param"

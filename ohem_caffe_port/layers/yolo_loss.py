@@ -207,11 +207,12 @@ class Yolov3(_YoloLoss):
         head = head_of(self, bottoms[0], p.num, 5 + p.num_class).detach()
         batch, (height, width) = len(head), head.shape[-2:]
         anchors, mask = torch.as_tensor(self.anchors, device=head.device), list(p.mask)
-        size = torch.tensor([width * p.anchors_scale, height * p.anchors_scale], device=head.device)
+        image_size = width * p.anchors_scale, height * p.anchors_scale
+        size = head.new_tensor(image_size)
         image, label, truth = self.truth(bottoms)
         output = torch.sigmoid(head)
         output[:, :, 2:4] = head[:, :, 2:4]
-        boxes = cell_boxes(output[:, :, :2], output[:, :, 2:4], anchors[mask], tuple(size.tolist()))
+        boxes = cell_boxes(output[:, :, :2], output[:, :, 2:4], anchors[mask], image_size)
 
         slope = torch.zeros_like(head)
         slope[:, :, 4] = output[:, :, 4]

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 
-def _namespace(array):
+def namespace(array):
+    """``torch`` or ``numpy``, whichever the array is of: what follows is written once for both."""
     return torch if isinstance(array, torch.Tensor) else np
 
 
@@ -19,7 +20,7 @@ def bbox_overlaps(boxes, query_boxes):
 
     Integer inputs are computed in float64 (numpy) as the original's Cython routine does.
     """
-    xp = _namespace(boxes)
+    xp = namespace(boxes)
     if xp is np and boxes.dtype.kind != "f":
         boxes, query_boxes = boxes.astype(np.float64), query_boxes.astype(np.float64)
     area = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
@@ -42,7 +43,7 @@ def bbox_transform(ex_rois, gt_rois):
 
     R-CNN (Girshick et al. 2014), appendix C, equations 6 to 9, with inclusive widths.
     """
-    xp = _namespace(ex_rois)
+    xp = namespace(ex_rois)
     ex_x, ex_y, ex_w, ex_h = _centre_size(ex_rois)
     gt_x, gt_y, gt_w, gt_h = _centre_size(gt_rois)
     return xp.stack(((gt_x - ex_x) / ex_w, (gt_y - ex_y) / ex_h, xp.log(gt_w / ex_w), xp.log(gt_h / ex_h)), 1)
@@ -53,7 +54,7 @@ def bbox_transform_inv(boxes, deltas):
 
     As in Fast R-CNN, the decoded ``x2, y2`` are ``centre + 0.5 * size``: one pixel more than an exact inverse.
     """
-    xp = _namespace(deltas)
+    xp = namespace(deltas)
     boxes = boxes.to(deltas.dtype) if xp is torch else boxes.astype(deltas.dtype, copy=False)
     x, y, w, h = (v[:, None] for v in _centre_size(boxes))
     pred_x, pred_y = deltas[:, 0::4] * w + x, deltas[:, 1::4] * h + y
@@ -65,7 +66,7 @@ def bbox_transform_inv(boxes, deltas):
 def clip_boxes(boxes, im_shape):
     """Boxes ``[N, 4K]`` cut to an image of ``im_shape = (height, width, ...)``: a new array, coordinates in
     ``[0, width - 1]`` and ``[0, height - 1]``."""
-    clipped = boxes.clone() if _namespace(boxes) is torch else boxes.copy()
+    clipped = boxes.clone() if namespace(boxes) is torch else boxes.copy()
     clipped[:, 0::2] = clipped[:, 0::2].clip(0, im_shape[1] - 1)
     clipped[:, 1::2] = clipped[:, 1::2].clip(0, im_shape[0] - 1)
     return clipped

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .boxes import _namespace
+from .boxes import namespace
 from .nms import nms_ranked
 
 _PAIRS = 1 << 23  # boxes compared at a time, at most
@@ -51,7 +51,7 @@ def grid_overlaps(columns, rows, others, mode="IOU", edges="pixels"):
 
 def _common(first, second, edges, axis):
     """How long the intervals ``[..., 2]`` overlap, by broadcasting."""
-    xp, pixel = _namespace(first), edges != "open"
+    xp, pixel = namespace(first), edges != "open"
     length = xp.minimum(first[..., 1], second[..., 1]) - xp.maximum(first[..., 0], second[..., 0])
     touches = pixel and not (edges == "corners" and axis == 1)
     return xp.where((length >= 0) if touches else (length > 0), length + int(pixel), xp.zeros_like(length))
@@ -59,7 +59,7 @@ def _common(first, second, edges, axis):
 
 def _length(ends, edges):
     """Of intervals ``[..., 2]``; 0 for those that end before they start."""
-    xp, length = _namespace(ends), ends[..., 1] - ends[..., 0]
+    xp, length = namespace(ends), ends[..., 1] - ends[..., 0]
     least = {"open": length > 0, "pixels": length > -1, "corners": length >= 0}[edges]
     return xp.where(least, length + int(edges != "open"), xp.zeros_like(length))
 
@@ -69,7 +69,7 @@ def _area(boxes, edges):
 
 
 def _share(inter, area, other_area, mode):
-    xp = _namespace(inter)
+    xp = namespace(inter)
     if mode == "IOMU":
         whole = xp.minimum(area, other_area)
     elif mode == "IOFU":

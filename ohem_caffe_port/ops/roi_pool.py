@@ -18,7 +18,7 @@ from .rois import image_index, round_half_away
 _CHUNK_FLOATS = 1 << 20  # rows gathered at a time: small enough to stay in cache
 
 
-def _edges(start: Tensor, end: Tensor, bins: int, size: int) -> tuple[Tensor, Tensor]:
+def bin_edges(start: Tensor, end: Tensor, bins: int, size: int) -> tuple[Tensor, Tensor]:
     """First and past-the-end cell of every bin along one axis: two ``[R, bins]``, clipped to ``[0, size]``.
 
     Caffe's order of operations in single precision: an extent of 57, 114 or 121 cells in 7 bins ends one cell late.
@@ -31,16 +31,28 @@ def _edges(start: Tensor, end: Tensor, bins: int, size: int) -> tuple[Tensor, Te
     return low.clamp(0, size), high.clamp(0, size)
 
 
-def _log2_floor(n: Tensor) -> Tensor:
+def log2_floor(n: Tensor) -> Tensor:
+    """The largest k with ``2^k <= n``, as int64; 0 where n is below 1."""
     return torch.floor(torch.log2(n.clamp(min=1).double())).long()
 
 
-class _Bins:
-    """Where the bins of a set of RoIs lie on feature maps of ``[N, C, H, W]``."""
+class Bins:
+    """Where the bins of a set of RoIs lie on feature maps of ``[N, C, H, W]``.
+
+    Attributes:
+        size: cells in all images, which is also the number of rows of one table.
+        x1, y1, x2, y2: ``[R]`` rounded corners in cells, inclusive.
+        levels_y, levels_x: tables that the largest bin needs along each axis.
+        filled: ``[R, pooled_h, pooled_w]`` bool, the bins that hold a cell.
+        rows: ``[4, R, pooled_h, pooled_w]``, the rows of all tables (:func:`_tables`) whose maximum each bin is.
+
+    Raises:
+        ValueError: a RoI whose batch index is no image of the batch.
+    """
 
     def __init__(self, rois, shape, pooled_h, pooled_w, spatial_scale, pad_ratio=0.0):
         batch, _, height, width = shape
-        self.size = batch * height * width  # cells in all images: also the number of rows of one table
+        self.size = batch * height * width
         self.image = image_index(rois, batch)
         corners = rois[:, 1:5]
         if pad_ratio:
@@ -48,9 +60,9 @@ class _Bins:
             corners = torch.cat([corners[:, :2] - pad, corners[:, 2:] + pad], 1)
         corners = round_half_away(corners * torch.tensor(spatial_scale, dtype=rois.dtype, device=rois.device))
         self.x1, self.y1, self.x2, self.y2 = corners.unbind(1)
-        top, bottom = _edges(self.y1, self.y2, pooled_h, height)
-        left, right = _edges(self.x1, self.x2, pooled_w, width)
-        level_y, level_x = _log2_floor(bottom - top), _log2_floor(right - left)
+        top, bottom = bin_edges(self.y1, self.y2, pooled_h, height)
+        left, right = bin_edges(self.x1, self.x2, pooled_w, width)
+        level_y, level_x = log2_floor(bottom - top), log2_floor(right - left)
         self.levels_y = int(level_y.max()) + 1 if level_y.numel() else 1
         self.levels_x = int(level_x.max()) + 1 if level_x.numel() else 1
         empty = (bottom <= top)[:, :, None] | (right <= left)[:, None, :]
@@ -60,10 +72,11 @@ class _Bins:
             (table * height + y[:, :, None]) * width + x[:, None, :] for y in (top, late_y) for x in (left, late_x)
         ]
         zero_row = self.levels_y * self.levels_x * self.size  # empty bins read the row of zeros behind all tables
-        self.rows = torch.stack([row.masked_fill(empty, zero_row) for row in corner_rows])  # [4, R, pooled_h, pooled_w]
+        self.filled = ~empty
+        self.rows = torch.stack([row.masked_fill(empty, zero_row) for row in corner_rows])
 
 
-def _tables(cells: Tensor, bins: _Bins) -> Tensor:
+def _tables(cells: Tensor, bins: Bins) -> Tensor:
     """All range-maximum tables of ``cells`` ``[N, H, W, C]``, as rows ``[levels * N*H*W + 1, C]``; the last is zero."""
     batch, height, width, channels = cells.shape
     rows = cells.new_zeros((bins.levels_y * bins.levels_x * bins.size + 1, channels))
@@ -79,7 +92,7 @@ def _tables(cells: Tensor, bins: _Bins) -> Tensor:
     return rows
 
 
-def _pool(cells: Tensor, bins: _Bins) -> Tensor:
+def pool_bins(cells: Tensor, bins: Bins) -> Tensor:
     """The maximum of every bin: ``[R, C, pooled_h, pooled_w]``, 0 for empty ones."""
     rows = _tables(cells, bins)
     _, rois, pooled_h, pooled_w = bins.rows.shape
@@ -95,7 +108,7 @@ def _pool(cells: Tensor, bins: _Bins) -> Tensor:
     return output.view(rois, channels, pooled_h, pooled_w)
 
 
-def _order(values: Tensor) -> Tensor:
+def ordered(values: Tensor) -> Tensor:
     """int64 numbers in [-2^31, 2^31) that compare as ``values`` do."""
     if values.dtype == torch.float64:
         return values.unique(return_inverse=True)[1].view(values.shape)
@@ -107,16 +120,16 @@ def _order(values: Tensor) -> Tensor:
 class _RoIPoolFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, rois, pooled_h, pooled_w, spatial_scale, pad_ratio, gradient):
-        bins = _Bins(rois, features.shape, pooled_h, pooled_w, spatial_scale, pad_ratio)
+        bins = Bins(rois, features.shape, pooled_h, pooled_w, spatial_scale, pad_ratio)
         cells = features.permute(0, 2, 3, 1)
         if not ctx.needs_input_grad[0]:
-            return _pool(cells, bins)
+            return pool_bins(cells, bins)
         # The same maximum over (value, cell) packed into one number finds the argmax: of equal values the one first in
         # row-major order (Caffe's strict `>`), whose complement is the largest.
         batch, _, height, width = features.shape
         cell = torch.arange(bins.size, device=features.device).view(batch, height, width, 1)
-        keys = _pool((_order(cells) << 32) | (0xFFFFFFFF - cell), bins)
-        filled = (bins.rows[0] < bins.levels_y * bins.levels_x * bins.size)[:, None]
+        keys = pool_bins((ordered(cells) << 32) | (0xFFFFFFFF - cell), bins)
+        filled = bins.filled[:, None]
         argmax = torch.where(filled, 0xFFFFFFFF - (keys & 0xFFFFFFFF), 0)
         y, x = argmax // width % height, argmax % width
         counts = filled
@@ -126,7 +139,7 @@ class _RoIPoolFunction(torch.autograd.Function):
         elif gradient == "mscnn":
             counts = filled & _mscnn_finds(y, bins.y1, bins.y2, -2, height, spatial_scale)
             counts &= _mscnn_finds(x, bins.x1, bins.x2, -1, width, spatial_scale)
-        argmax = _rows(argmax)
+        argmax = channel_rows(argmax)
         ctx.save_for_backward(argmax, counts)
         ctx.shape = features.shape
         pooled = cells.reshape(bins.size, -1).gather(0, argmax)
@@ -137,7 +150,8 @@ class _RoIPoolFunction(torch.autograd.Function):
     def backward(ctx, grad):
         argmax, counts = ctx.saved_tensors
         batch, channels, height, width = ctx.shape
-        grad_cells = grad.new_zeros((batch * height * width, channels)).scatter_add_(0, argmax, _rows(grad * counts))
+        grad_cells = grad.new_zeros((batch * height * width, channels))
+        grad_cells.scatter_add_(0, argmax, channel_rows(grad * counts))
         return grad_cells.view(batch, height, width, channels).permute(0, 3, 1, 2), None, None, None, None, None, None
 
 
@@ -155,7 +169,7 @@ def _mscnn_finds(cell: Tensor, first: Tensor, last: Tensor, axis: int, size: int
     return found & (cell >= first) & (cell <= last)
 
 
-def _rows(blob: Tensor) -> Tensor:
+def channel_rows(blob: Tensor) -> Tensor:
     """``[R, C, h, w]`` as rows of channels ``[R*h*w, C]``."""
     return blob.permute(0, 2, 3, 1).reshape(-1, blob.shape[1])
 

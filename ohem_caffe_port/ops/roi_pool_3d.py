@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .roi_pool import _Bins, _edges, _log2_floor, _order, _pool, _rows
+from .roi_pool import Bins, bin_edges, channel_rows, log2_floor, ordered, pool_bins
 from .rois import image_index, round_half_away
 
 _INDEX = 0xFFFFFFFF
@@ -28,12 +28,12 @@ def roi_pool_3d(
         return features.new_empty((len(rois), channels, pooled_d, pooled_h, pooled_w))
     image = image_index(rois, batch)[:, None]
     ends = round_half_away(rois[:, [1, 4]] * torch.tensor(spatial_scale, dtype=rois.dtype, device=rois.device))
-    first, last = _edges(ends[:, 0], ends[:, 1], pooled_d, depth)  # [R, pd]
-    level = _log2_floor(last - first)
+    first, last = bin_edges(ends[:, 0], ends[:, 1], pooled_d, depth)  # [R, pd]
+    level = log2_floor(last - first)
     cells = features.permute(0, 2, 3, 4, 1)
     index = torch.arange(batch * depth * height * width, device=features.device)
     # (value, cell) in one number, whose maximum is the first of the largest values; see roi_pool
-    blocks = [(_order(cells.detach()) << 32) | (_INDEX - index.view(batch, depth, height, width, 1))]
+    blocks = [(ordered(cells.detach()) << 32) | (_INDEX - index.view(batch, depth, height, width, 1))]
     for k in range(int(level.max()) if level.numel() else 0):
         block = blocks[-1].clone()
         torch.maximum(blocks[-1][:, : -(1 << k)], blocks[-1][:, 1 << k :], out=block[:, : -(1 << k)])
@@ -44,13 +44,13 @@ def roi_pool_3d(
     def pooled(start):
         slices = (level * batch + image) * depth + start.clamp(max=depth - 1)
         rows = torch.cat([slices.view(-1, 1).to(flat.dtype), flat[:, 1:]], 1)
-        bins = _Bins(rows, (len(images), channels, height, width), pooled_h, pooled_w, spatial_scale)
-        return _pool(images, bins), bins.rows[0] < bins.levels_y * bins.levels_x * bins.size
+        bins = Bins(rows, (len(images), channels, height, width), pooled_h, pooled_w, spatial_scale)
+        return pool_bins(images, bins), bins.filled
 
     (keys, filled), (late_keys, _) = pooled(first), pooled((last - (1 << level)).clamp(min=0))
     filled = (filled & (last > first).view(-1, 1, 1))[:, None]
     argmax = torch.where(filled, _INDEX - (torch.maximum(keys, late_keys) & _INDEX), 0)
-    values = cells.reshape(-1, channels).gather(0, _rows(argmax))
+    values = cells.reshape(-1, channels).gather(0, channel_rows(argmax))
     values = values.view(-1, pooled_h, pooled_w, channels).permute(0, 3, 1, 2)
     values = torch.where(filled, values, 0).view(len(rois), pooled_d, channels, pooled_h, pooled_w)
     return values.transpose(1, 2)

@@ -36,12 +36,18 @@ class RoIDataLayer(PythonLayer):
     def __init__(self, param, context):
         super().__init__(param, context)
         cfg = context.cfg
-        if list(param.top[1:2]) == ["im_info"] and "TRAIN.HAS_RPN" not in cfg.explicit and not cfg.TRAIN.HAS_RPN:
-            unstated = {k: v for k, v in END_TO_END.items() if f"TRAIN.{k}" not in cfg.explicit}
-            for key, value in unstated.items():
+        given = {k: v for k, v in self.unstated().items() if f"TRAIN.{k}" not in cfg.explicit}
+        if given:
+            for key, value in given.items():
                 setattr(cfg.TRAIN, key, value)
-            settings = ", ".join(f"TRAIN.{key} {value}" for key, value in unstated.items())
-            self.warnings.append(f"layer '{self.name}' feeds a region proposal network: {settings}")
+            settings = ", ".join(f"TRAIN.{key} {value}" for key, value in given.items())
+            self.warnings.append(f"layer '{self.name}', its project's settings where none are stated: {settings}")
+
+    def unstated(self) -> dict:
+        """Values that ``TRAIN`` gets where no others are stated."""
+        train, explicit = self.context.cfg.TRAIN, self.context.cfg.explicit
+        feeds_rpn = list(self.param.top[1:2]) == ["im_info"]
+        return END_TO_END if feeds_rpn and not train.HAS_RPN and "TRAIN.HAS_RPN" not in explicit else {}
 
     def setup(self, bottoms):
         cfg = self.context.cfg.TRAIN

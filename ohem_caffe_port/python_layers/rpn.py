@@ -161,8 +161,8 @@ class ProposalLayer(AnchorLayer):
     Anchors are moved by the deltas and clipped to the image; boxes with a side below ``RPN_MIN_SIZE`` pixels of the
     unscaled image go; of the ``RPN_PRE_NMS_TOP_N`` best those that survive suppression at ``RPN_NMS_THRESH``, at most
     ``RPN_POST_NMS_TOP_N``. The keys are those of ``TRAIN`` or ``TEST``, by the layer's phase. With
-    ``TRAIN.RPN_NORMALIZE_TARGETS`` (py-R-FCN) the deltas are un-normalised in training; snapshots are as they are
-    written. No gradient.
+    ``TRAIN.RPN_NORMALIZE_TARGETS`` (py-R-FCN) the deltas are un-normalised first, in training: snapshots hold a layer
+    that needs it no more. No gradient.
     """
 
     num_bottoms, num_tops = (3, 3), (1, 2)
@@ -187,6 +187,10 @@ class ProposalLayer(AnchorLayer):
         rois = torch.cat((boxes.new_zeros((len(boxes), 1)), boxes), 1)
         return [rois, scores[:, None]][: len(self.param.top)]
 
+    def shifted(self, bottom) -> torch.Tensor:
+        """The anchors of all cells of a map ``[1, C, H, W]``: ``[H * W * A, 4]`` float64 on its device."""
+        return torch.from_numpy(shifted_anchors(self.anchors, *bottom.shape[2:], self.stride)).to(bottom.device)
+
     @torch.no_grad()
     def propose(self, bottoms):
         """Boxes ``[R, 4]``, their scores ``[R]`` and which anchors ``[R]`` they come from (rows y, x, anchor)."""
@@ -194,14 +198,13 @@ class ProposalLayer(AnchorLayer):
         train = self.context.cfg.TRAIN
         cfg = train if self.context.train else self.context.cfg.TEST
         scores, deltas, im_info = bottoms[0][0], bottoms[1][0], as_rows(bottoms[2], 3)[0]
-        anchors = shifted_anchors(self.anchors, *scores.shape[1:], self.stride)
         if self.context.train and train.RPN_NORMALIZE_TARGETS:
             stds, means = (
                 deltas.new_tensor(v, dtype=torch.float64).repeat(len(self.anchors))[:, None, None]
                 for v in (train.RPN_NORMALIZE_STDS, train.RPN_NORMALIZE_MEANS)
             )
             deltas = ((deltas * stds).to(deltas.dtype) + means).to(deltas.dtype)
-        boxes = decode_proposals(torch.from_numpy(anchors).to(deltas.device), deltas, im_info[:2].tolist())
+        boxes = decode_proposals(self.shifted(bottoms[1]), deltas, im_info[:2].tolist())
         scores = by_anchor(scores[len(self.anchors) :], 1)[:, 0]
         smallest = float(np.float32(cfg.RPN_MIN_SIZE) * im_info[2])
         large = large_boxes(boxes, smallest, smallest).nonzero()[:, 0]
@@ -229,7 +232,7 @@ class TargetLayer(RegionLayer):
         """The five tops, ``[B, width, 1, 1]``, for proposals ``rois`` ``[R, 5]`` and the blob ``gt_boxes`` called
         ``name``."""
         blobs = self.sample(rois, self.ground_truth(gt_boxes, name))
-        return [torch.from_numpy(blob).to(device).view(len(blob), -1, 1, 1) for blob in blobs]
+        return [torch.from_numpy(blob.reshape(len(blob), *blob.shape[1:] or (1,), 1, 1)).to(device) for blob in blobs]
 
     def sample(self, rois: np.ndarray, gt_boxes: np.ndarray) -> list[np.ndarray]:
         """What the tops hold, ``[B, width]`` or ``[B]`` each, for ``rois`` ``[R, 5]`` and ``gt_boxes`` ``[G, 5]``."""

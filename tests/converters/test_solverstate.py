@@ -81,3 +81,13 @@ def test_cut_and_flipped_bytes_never_break_out(run_folder, tmp_path):
             read_solverstate(path)
         except WeightsError as error:
             assert error.file == path
+
+
+@pytest.mark.parametrize("ending", ["", ".h5"])
+def test_paths_that_are_no_text(tmp_path, ending):
+    """A path on Linux is bytes; those that are not UTF-8 come back as they were."""
+    if ending:
+        pytest.importorskip("h5py")
+    path = tmp_path / f"s.solverstate{ending}"
+    write_solverstate(path, SolverState(3, "caf\udce9/s.caffemodel", []))
+    assert read_solverstate(path).learned_net == "caf\udce9/s.caffemodel"

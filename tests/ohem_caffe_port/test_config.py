@@ -121,3 +121,35 @@ def test_two_configurations_are_independent():
     assert second.TRAIN.BATCH_SIZE == 128
     assert second.explicit == set()
     assert first.to_dict()["TRAIN"]["BATCH_SIZE"] == 3
+
+
+def test_a_tuple_in_a_file(tmp_path):
+    """Fast R-CNN's multiscale.yml; any other Python object is refused, and nothing is run."""
+    (tmp_path / "cfg.yml").write_text("TRAIN:\n  SCALES: !!python/tuple [480, 576]\n")
+    cfg = Config()
+    cfg.merge_file(tmp_path / "cfg.yml")
+    assert cfg.TRAIN.SCALES == (480, 576)
+    (tmp_path / "cfg.yml").write_text("EXP_DIR: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(PortError, match="not a YAML file"):
+        cfg.merge_file(tmp_path / "cfg.yml")
+
+
+def test_lists_of_mnc():
+    """Keys that are numbers elsewhere: a list of them is another key, and the number stays."""
+    cfg = Config()
+    cfg.merge({"TRAIN": {"FG_FRACTION": [0.2, 0.1], "BG_THRESH_HI": [0.4], "BG_THRESH_LO": 0.05}}, source="test")
+    train = cfg.TRAIN
+    assert (train.FG_FRACTION, train.FG_FRACTION_LIST) == (0.25, (0.2, 0.1))
+    assert (train.BG_THRESH_HI, train.BG_THRESH_HI_LIST) == (0.5, (0.4,))
+    assert (train.BG_THRESH_LO, train.BG_THRESH_LO_LIST) == (0.05, (0.1, 0.0))
+
+
+@pytest.mark.parametrize(("value", "message"), [(-1, None), (0, "at least -1 and not 0, not 0"), (-2, "not 0, not -2")])
+def test_all_rois_in_a_minibatch(value, message):
+    cfg = Config()
+    if message is None:
+        cfg.merge({"TRAIN": {"BATCH_SIZE": value}}, source="test")
+        assert cfg.TRAIN.BATCH_SIZE == -1
+    else:
+        with pytest.raises(PortError, match=message):
+            cfg.merge({"TRAIN": {"BATCH_SIZE": value}}, source="test")

@@ -72,9 +72,17 @@ def test_bilinear_upsamples(size):
     torch.testing.assert_close(steps, torch.full_like(steps, 1 / factor))
 
 
+def test_bilinear_is_symmetric():
+    kernel = fill("type: 'bilinear'", (1, 1, 3, 3))
+    ramp = np.array([0.5, 1, 0.5])
+    np.testing.assert_allclose(kernel[0, 0], ramp[:, None] * ramp, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("text", "shape", "message"),
     [
+        ("type: 'xavier' sparse: 2", (2, 2), "sparse: 2 for a xavier filler"),
+        ("type: 'gaussian' sparse: -2", (2, 2), "sparse: -2 for a gaussian filler"),
         ("type: 'xaver'", (2, 2), "unknown filler type 'xaver'"),
         ("type: 'bilinear'", (2, 2), "square 4-d kernels"),
         ("type: 'bilinear'", (1, 1, 2, 3), "square 4-d kernels"),

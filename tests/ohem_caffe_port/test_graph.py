@@ -122,6 +122,14 @@ def test_layers_without_a_loss_do_not_run_backward():
     assert plan(text, trains={"ip", "side"})["side"] == (False, [False])
 
 
+@pytest.mark.parametrize(("weight", "trains"), [("", False), ("loss_weight: 1", True)])
+def test_a_loss_that_only_a_silence_reads(weight, trains):
+    """``Net::Init``: a stated weight makes a split, whose other top asks for the gradient; the 1 of losses does not."""
+    text = CHAIN.replace('top: "loss"', f'top: "loss" {weight}') + 'layer { name: "s" type: "Silence" bottom: "loss" }'
+    planned = plan(text, trains={"ip", "a"})
+    assert [planned[name][0] for name in ("ip", "a", "loss")] == [trains] * 3
+
+
 def test_force_backward():
     planned = plan(CHAIN, trains=set(), forced=lambda i, bottom: (i, bottom) != (5, 1))
     assert all(runs for runs, _ in planned.values())

@@ -162,6 +162,8 @@ def test_outputs_are_what_nobody_reads(build, inputs_of):
     net = build(inputs_of(x=(2, 3)) + ip("a", "x") + ip("b", "x") + ip("c", "a"))
     assert net.outputs == ["b", "c"]
     assert list(net(x=blob(2, 3))) == ["b", "c"]
+    net = build(inputs_of(x=(2, 3)) + ip("b", "x") + ip("C", "x") + ip("a", "x"))
+    assert net.outputs == ["C", "a", "b"], "in the order of Caffe's set of names"
 
 
 # ---- loss
@@ -183,8 +185,40 @@ def test_loss_weights(build, inputs_of):
 def test_a_loss_without_a_top_gets_one(build, inputs_of):
     text = inputs_of(x=(2, 3), t=(2, 3)) + 'layer { name: "l" type: "EuclideanLoss" bottom: "x" bottom: "t" }'
     net = build(text)
-    net(x=torch.ones(2, 3), t=torch.zeros(2, 3))
+    assert net(x=torch.ones(2, 3), t=torch.zeros(2, 3)) == {}, "a top without a name is no output"
     assert net.loss.item() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(("weight", "slope"), [("", 3), ("loss_weight: 2", 2 + 3)])
+def test_a_loss_that_another_layer_reads(build, inputs_of, weight, slope):
+    """Without a stated weight, Caffe's reader writes its gradient over the loss's own."""
+    text = inputs_of(x=(2, 3), t=(2, 2)) + ip("a", "x") + loss("a", extra=weight)
+    net = build(
+        text + 'layer { name: "p" type: "Power" bottom: "loss" top: "p" power_param { scale: 3 } loss_weight: 1 }'
+    )
+    x, t = blob(2, 3), blob(2, 2, seed=1)
+    net(x=x, t=t)
+    net.backward()
+    a = net.blobs["a"].detach()
+    torch.testing.assert_close(net.params["a"][1].grad, slope * (a - t).sum(0) / 2)
+
+
+def test_a_loss_that_trains_nothing_is_told(build, inputs_of):
+    silence = 'layer { name: "s" type: "Silence" bottom: "loss" }'
+    text = inputs_of(x=(2, 3), t=(2, 2)) + ip("a", "x") + loss("a") + silence
+    assert "layer 'loss': trains nothing" in build(text).warnings[0]
+    assert not build(text.replace('top: "loss"', 'top: "loss" loss_weight: 1')).warnings
+
+
+def test_a_loss_with_two_tops_needs_two_weights(build, inputs_of):
+    text = (
+        inputs_of(x=(2, 3), t=(2,))
+        + """layer { name: "l" type: "SoftmaxWithLoss" bottom: "x" bottom: "t" top: "l"
+        top: "p" """
+    )
+    assert build(text + "loss_weight: 1 loss_weight: 0 }").outputs == ["l", "p"]
+    with pytest.raises(PortError, match="loss_weight: no values for 2 tops"):
+        build(text + "}")
 
 
 @pytest.mark.parametrize("weights", ["loss_weight: 1 loss_weight: 1"])

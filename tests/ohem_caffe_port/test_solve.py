@@ -192,6 +192,19 @@ def test_debug_info(make_solver):
     assert float(totals.split("(")[2].split(",")[0]) == pytest.approx(np.abs(weight).sum(), rel=1e-4)
 
 
+def test_debug_info_of_test_nets(make_solver):
+    """Every forward of theirs, without backward, after the line that announces the net."""
+    solver = make_solver("max_iter: 1 test_iter: 2 test_interval: 1 debug_info: true snapshot_after_train: false")
+    weight = solver.net.learnable_params[0].blob.detach().numpy().copy()
+    solver.solve()
+    lines = [line.strip() for line in solver.lines]
+    start = lines.index("Iteration 0, Testing net (#0)")
+    until = next(i for i in range(start, len(lines)) if "Test net output" in lines[i])
+    shown = [line for line in lines[start:until] if "Layer ip, top blob y" in line]
+    assert shown == [f"[Forward] Layer ip, top blob y data: {np.abs(x @ weight.T).mean():.6g}" for x in XS[:2]]
+    assert not any("[Backward]" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("text", "field", "message"),
     [
@@ -234,3 +247,159 @@ def test_vstep_of_spp_net(make_solver):
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.01])
     with pytest.raises(PortError, match="as many of each"):
         Solver(prototxt.parse_solver(text), net)
+
+
+def test_multifixed_of_intel(make_solver):
+    """A rate holds in the iteration that ends it, too."""
+    text = "train_net: 'x' lr_policy: 'multifixed' stagelr: 0.1 stageiter: 1 stagelr: 0.01 "
+    net, rates = make_solver().net, []
+    solver = Solver(prototxt.parse_solver(text + "stageiter: 3"), net)
+    for _ in range(6):
+        rates.append(solver.lr)
+        solver.step()
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.01, 0.01])
+    with pytest.raises(PortError, match="2 rates and 1 stageiter; as many of each") as caught:
+        Solver(prototxt.parse_solver(text), net)
+    assert caught.value.field == "stagelr"
+
+
+# ---- lr_policy: "plateau" (SSD)
+
+LOSSES = [5, 4, 4.5, 4.2, 4.1, 3, 3.5, 3.4, 3.2, 3.3, 3.1, 2.9, 3, 3, 3, 3]
+PLATEAU = "lr_policy: 'plateau' base_lr: 0.1 gamma: 0.5 plateau_winsize: 3 plateau_winsize: 2 snapshot_prefix: '%s/s' "
+
+
+@pytest.fixture
+def plateau(feed, tmp_path):
+    """A solver whose losses are LOSSES, and the lines that it logs."""
+
+    def make(text=""):
+        param = prototxt.parse_solver(PLATEAU % tmp_path + text)
+        loss = 'layer { name: "loss" type: "Reduction" bottom: "l" top: "loss" loss_weight: 1 }'
+        param.net_param.CopyFrom(prototxt.parse_net(feed(l=np.array(LOSSES)[:, None]) + loss))
+        solver, lines = Solver(param), []
+        solver.log = lines.append
+        return solver, lines
+
+    return make
+
+
+def rates_of(solver, count):
+    rates = []
+    for _ in range(count):
+        solver.step()
+        rates.append(solver.lr)
+    return rates
+
+
+@pytest.mark.parametrize("average", [1, 3])
+def test_plateau_step_by_step(plateau, average):
+    least, event, step, expected = np.inf, 0, 0, []
+    for i in range(len(LOSSES)):
+        smoothed = np.mean(LOSSES[max(0, i + 1 - average) : i + 1])
+        if smoothed < least:
+            least, event = smoothed, i
+        if step < 2 and i >= event + (3, 2)[step]:
+            step, event = step + 1, i
+        expected.append(0.1 * 0.5**step)
+    solver, _ = plateau(f"average_loss: {average}")
+    assert rates_of(solver, len(LOSSES)) == pytest.approx(expected)
+    assert len(set(expected)) == (3 if average == 1 else 1)  # the mean of three goes on falling
+
+
+def test_plateau_in_caffes_words(plateau):
+    """The least loss before the first step is 4 of iteration 1, before the second 3 of iteration 5."""
+    solver, lines = plateau("display: 4")
+    solver.step(8)
+    status = [line for line in lines if line.startswith(("Plateau", "Iteration"))]
+    assert status == [
+        "Iteration 0, loss = 5",
+        "Plateau Status: Iteration 0, current minimum_loss = 5",
+        "Iteration 0, lr = 0.1",
+        "Iteration 4, loss = 4.1",
+        "Plateau Status: Iteration 4, step = 1",
+        "Plateau Status: Iteration 4, current minimum_loss = 4",
+        "Iteration 4, lr = 0.05",
+        "Plateau Status: Iteration 7, step = 2",
+    ]
+
+
+@pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
+def test_a_plateau_goes_on_after_a_snapshot(plateau, form):
+    whole, _ = plateau()
+    expected = rates_of(whole, len(LOSSES))
+    first, _ = plateau(f"snapshot_format: {form}")
+    first.step(3)
+    _, path = first.snapshot()
+    state = read_solverstate(path)
+    assert (state.minimum_loss, state.iter_last_event, state.current_step) == (4, 1, 0)
+    resumed, _ = plateau()
+    resumed.restore(path)
+    resumed.net.layers[0].step = 3
+    assert rates_of(resumed, len(LOSSES) - 3) == expected[3:]
+
+
+def test_other_states_have_no_minimum(make_solver):
+    _, path = make_solver("momentum: 0.9").snapshot()
+    assert read_solverstate(path).minimum_loss is None
+
+
+# ---- eval_type: "detection" (SSD)
+
+ROWS = np.array([[[[-1, 1, 2, -1, -1], [-1, 2, 1, -1, -1], [0, 1, 0.9, 1, 0], [0, 2, 0.4, 0, 1]]],
+                 [[[-1, 1, 1, -1, -1], [-1, 2, 0, -1, -1], [1, 1, 0.8, 0, 1], [1, 1, 0.7, 1, 0]]]])  # fmt: skip
+
+
+def test_detections_are_judged_over_all_batches(feed):
+    text = "test_iter: 2 test_interval: 1 max_iter: 1 snapshot_after_train: false base_lr: 1 lr_policy: 'fixed' "
+    text += "eval_type: 'detection' show_per_class_result: true test_initialization: false ap_version: '11point'"
+    param = prototxt.parse_solver(text)
+    param.net_param.CopyFrom(prototxt.parse_net(feed(rows=ROWS)))
+    solver, lines = Solver(param), []
+    solver.log = lines.append
+    solver.solve()
+    ap = (4 * 1 + 3 * 2 / 3) / 11  # label 1: right, wrong, right of 3: recall 1/3 at precision 1, 2/3 at 2/3
+    assert lines[-4:] == [
+        "Iteration 1, Testing net (#0)",
+        f"class1: {ap:.6g}",
+        "class2: 0",
+        f"    Test net output #0: rows = {ap / 2:.6g}",
+    ]
+
+
+def test_every_output_has_its_classes(feed):
+    """The second is of cascade-rcnn's form; nothing was found of its label 2."""
+    other = ROWS[:, 0, :3].reshape(2, 3, 5, 1, 1)
+    text = "test_iter: 2 test_interval: 1 base_lr: 1 lr_policy: 'fixed' eval_type: 'detection' ap_version: 'Integral' "
+    param = prototxt.parse_solver(text + "max_iter: 1 snapshot_after_train: false test_initialization: false")
+    param.net_param.CopyFrom(prototxt.parse_net(feed(first=ROWS, second=other)))
+    first, second = (1 + 2 / 3) / 3, 1 / 3
+    for show in (False, True):
+        param.show_per_class_result = show
+        solver, lines = Solver(param), []
+        solver.log = lines.append
+        solver.solve()
+        assert lines[1:] == [
+            *([f"class1: {first:.6g}", "class2: 0"] if show else []),
+            f"    Test net output #0: first = {first / 2:.6g}",
+            *([f"class1: {second:.6g}"] if show else []),
+            "Missing true_pos for label: 2",
+            f"    Test net output #1: second = {second / 2:.6g}",
+        ]
+        assert solver.test_results[0].classes["second"] == {1: pytest.approx(second), 2: None}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "message"),
+    [
+        ("eval_type: 'segmentation'", ROWS, "is classification or detection"),
+        ("eval_type: 'detection' ap_version: 'best'", ROWS, "is one of 11point"),
+        ("eval_type: 'detection'", ROWS[..., :3], r"takes rows of 5 values"),
+        ("", [np.zeros(3), np.zeros(4)], "'rows' of the test net has 3 values in one batch and 4 in the next"),
+    ],
+)
+def test_outputs_that_cannot_be_tested(feed, settings, rows, message):
+    param = prototxt.parse_solver(f"test_iter: 2 test_interval: 1 base_lr: 1 lr_policy: 'fixed' {settings}")
+    param.net_param.CopyFrom(prototxt.parse_net(feed(rows=rows)))
+    with pytest.raises(PortError, match=message):
+        Solver(param).solve(1)

@@ -1,6 +1,7 @@
 """Update rules are compared with Caffe's arrays in test_golden.py; here is everything around them."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -126,6 +127,24 @@ def test_clipping(make_solver, limit, clipped):
         torch.testing.assert_close(cut, plain * scale, rtol=1e-3, atol=1e-7)
 
 
+def test_clipping_counts_parameters_that_are_not_trained(feed):
+    """force_backward computes their gradients, too, and Caffe's norm is over all of them."""
+    x, t = np.ones((1, 2, 3), np.float32), np.zeros((1, 2, 2), np.float32)
+    text = (
+        feed(x=x, t=t)
+        + """force_backward: true
+        layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" param { lr_mult: 1 } param { lr_mult: 0 }
+                inner_product_param { num_output: 2 weight_filler { value: 1 } bias_filler { value: 1 } } }
+        layer { name: "loss" type: "EuclideanLoss" bottom: "y" bottom: "t" top: "loss" }"""
+    )
+    net = Net(prototxt.parse_net(text))
+    Solver(prototxt.parse_solver("base_lr: 1 lr_policy: 'fixed' clip_gradients: 1"), net).step()
+    weight, bias = net.params["ip"]
+    # each output is 4 in both rows: a gradient of 4 for all 6 weights and 2 biases
+    torch.testing.assert_close(weight.detach(), torch.full((2, 3), 1 - 4 / math.sqrt(8 * 16)))
+    torch.testing.assert_close(bias.detach(), torch.ones(2))
+
+
 def test_smoothed_loss(make_solver):
     solver = make_solver(FIXED + "average_loss: 3")
     losses = []
@@ -166,10 +185,12 @@ def test_a_loss_that_is_not_finite_stops(make_solver, value):
     [
         ("base_lr: 1 lr_policy: 'fixed' type: 'SDG'", "type", "unknown solver type 'SDG'; did you mean SGD?"),
         ("base_lr: 1 lr_policy: 'setp'", "lr_policy", "unknown policy 'setp'; did you mean 'step'?"),
-        ("base_lr: 1", "lr_policy", "unknown policy ''"),
+        ("base_lr: 1", "lr_policy", "is needed"),
         ("lr_policy: 'fixed'", "base_lr", "is needed"),
         ("base_lr: 1 lr_policy: 'step' gamma: 0.1", "stepsize", "is needed"),
         ("base_lr: 1 lr_policy: 'step' gamma: 0.1 stepsize: 0", "stepsize", "must be positive"),
+        ("base_lr: 1 lr_policy: 'sigmoid' gamma: 0.1 stepsize: 0", "stepsize", "must be positive"),
+        ("base_lr: 1 lr_policy: 'exp' gamma: -0.1", "gamma", "must not be negative"),
         ("base_lr: 1 lr_policy: 'poly' power: 1", "max_iter", "is needed"),
         ("base_lr: 1 lr_policy: 'inv' gamma: 1", "power", "is needed"),
         (FIXED + "regularization_type: 'L3'", "regularization_type", "is L1 or L2, not 'L3'"),
@@ -177,6 +198,8 @@ def test_a_loss_that_is_not_finite_stops(make_solver, value):
         (FIXED + "type: 'AdaGrad' momentum: 0.9", "momentum", "cannot be used with AdaGrad"),
         (FIXED + "type: 'RMSProp' momentum: 0.9", "momentum", "cannot be used with RMSProp"),
         (FIXED + "type: 'RMSProp' rms_decay: 1.5", "rms_decay", "between 0 and 1"),
+        (FIXED + "weight_decay: nan", "weight_decay", "must be a finite number"),
+        (FIXED + "snapshot: -1", "snapshot", "must not be negative"),
         (FIXED, "train_net", "name one training net; given: none"),
         (FIXED + "net: 'a' train_net: 'b'", "train_net", "name one training net"),
     ],
@@ -191,10 +214,18 @@ def test_bad_settings(tmp_path, text, field, message):
     assert caught.value.line == (2 if f"{field}:" in text else None)
 
 
+def test_a_missing_hdf5_library_is_found_before_training(monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(PortError, match="needs the library h5py") as caught:
+        Solver(prototxt.parse_solver(FIXED + "snapshot_format: HDF5"))
+    assert caught.value.field == "snapshot_format"
+    assert "pip install" in caught.value.hint
+
+
 def test_unused_fields_are_listed(make_solver):
     """Those that ask for something, at the least."""
-    warnings = make_solver(FIXED + "test_net: 'x' test_iter: 3").warnings
-    assert any("test_net" in warning for warning in warnings)
+    warnings = make_solver(FIXED + "warmup_iter: 3").warnings
+    assert any("warmup_iter" in warning for warning in warnings)
     assert make_solver(FIXED + "momentum: 0.9 display: 20").warnings == []
 
 

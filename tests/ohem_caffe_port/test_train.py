@@ -16,17 +16,25 @@ SOLVER = "train_net: 'x' base_lr: 0.002 lr_policy: 'step' gamma: 0.5 stepsize: 4
 
 
 @pytest.fixture
-def make_trainer(detector, shapes_cfg, shapes_imdb, tmp_path, ending):
-    """``make_trainer("ohem", dropout=0.5, seed=0, output="run", **train)``: a tiny detector on the small data set."""
+def trainer_of(shapes_imdb, tmp_path, ending):
+    """``trainer_of(prototxt, cfg, seed, output)``: trains that net on the small data set."""
 
-    def make(method="ohem", dropout=0.0, seed=0, output="run", **train):
+    def make(text, cfg, seed, output):
         torch.manual_seed(seed)
-        cfg = shapes_cfg(method, **train)
-        net = Net(prototxt.parse_net(detector(method, dropout).train), cfg=cfg)
-        solver = Solver(prototxt.parse_solver(SOLVER), net)
+        solver = Solver(prototxt.parse_solver(SOLVER), Net(prototxt.parse_net(text), cfg=cfg))
         trainer = Trainer(solver, get_training_roidb(shapes_imdb("train"), cfg), cfg, tmp_path / output)
         ending.append(trainer.data_layer.loader)
         return trainer
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(trainer_of, detector, shapes_cfg):
+    """``make_trainer("ohem", dropout=0.5, seed=0, output="run", **train)``: a tiny detector on the small data set."""
+
+    def make(method="ohem", dropout=0.0, seed=0, output="run", **train):
+        return trainer_of(detector(method, dropout).train, shapes_cfg(method, **train), seed, output)
 
     return make
 
@@ -263,18 +271,13 @@ def test_load_several_weights(make_trainer):
 
 
 @pytest.fixture
-def make_rpn_trainer(faster_rcnn, shapes_imdb, shapes_cfg, tmp_path, ending):
+def make_rpn_trainer(trainer_of, faster_rcnn, shapes_cfg):
     """``make_rpn_trainer(seed=0, output="run", **train)``: a tiny Faster R-CNN on the small data set."""
 
     def make(seed=0, output="run", **train):
-        torch.manual_seed(seed)
         cfg = shapes_cfg("fast_rcnn", **{"IMS_PER_BATCH": 1, "RPN_BATCHSIZE": 32, "RPN_POST_NMS_TOP_N": 60,
                                          "RPN_MIN_SIZE": 4, "BG_THRESH_LO": 0.0, **train})  # fmt: skip
-        net = Net(prototxt.parse_net(faster_rcnn.train), cfg=cfg)
-        solver = Solver(prototxt.parse_solver(SOLVER), net)
-        trainer = Trainer(solver, get_training_roidb(shapes_imdb("train"), cfg), cfg, tmp_path / output)
-        ending.append(trainer.data_layer.loader)
-        return trainer
+        return trainer_of(faster_rcnn.train, cfg, seed, output)
 
     return make
 

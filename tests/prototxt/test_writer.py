@@ -1,5 +1,7 @@
 """Text written is text read."""
 
+import os
+
 import pytest
 
 from prototxt import CaffePortError, parse_net, parse_solver, read_net, to_text, write_text
@@ -43,3 +45,13 @@ def test_write_errors(tmp_path):
     with pytest.raises(CaffePortError, match="cannot be written"):
         write_text(net, tmp_path / "folder")
     assert [item.name for item in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    """Nor anything else that is no ordinary file: ``/dev/null`` must stay what it is."""
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no named pipes here")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CaffePortError, match="no ordinary file"):
+        write_text(parse_net('name: "n"'), tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()

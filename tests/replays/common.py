@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ohem_caffe_port.config import Config
 from ohem_caffe_port.layers import PYTHON_LAYERS, PythonLayer, register_python
+from prototxt import CaffePortError
 
 TOLERANCES = {
     "losses": {"rel": 2e-6},
@@ -72,6 +76,39 @@ class Differences:
             entry["ok"] = all(entry[measure] <= limit for measure, limit in limits.items())
             result[kind] = entry
         return {"ok": bool(result) and all(e["ok"] for e in result.values()), "differences": result, **self.notes}
+
+
+def replay_index(folder: Path, unknown_of: Callable, replay: Callable) -> dict:
+    """All cases of ``index.json``, and the largest differences among them.
+
+    Args:
+        unknown_of: ``(name, entry)`` to what the case needs and is not here; such a case counts as missing.
+        replay: ``(name, entry)`` to the case's report.
+    """
+    index = json.loads((folder / "index.json").read_text())
+    cases, missing = {}, {}
+    for name, entry in index.items():
+        if unknown := unknown_of(name, entry):
+            missing[name] = sorted(unknown)
+            continue
+        try:
+            cases[name] = replay(name, entry)
+        except CaffePortError as error:
+            cases[name] = {"ok": False, "error": str(error), "differences": {}}
+    worst: dict[str, dict] = {}
+    for name, case in cases.items():
+        for kind, entry in case["differences"].items():
+            if kind not in worst or entry["rel"] > worst[kind]["rel"]:
+                worst[kind] = {"abs": entry["abs"], "rel": entry["rel"], "at": name}
+    failed = {name: case for name, case in cases.items() if not case["ok"]}
+    return {
+        "ok": not failed and not missing,
+        "differences": worst,
+        "cases": len(index),
+        "replayed": len(cases),
+        "failed": failed,
+        "unknown_layers": missing,
+    }
 
 
 def register_stub(module: str, layer: str, make) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,8 @@ import torch
 import prototxt
 from ohem_caffe_port.layers import LAYERS
 from ohem_caffe_port.net import Net
-from prototxt import CaffePortError
 
-from .common import LONG_SUMS, Differences, flat
+from .common import LONG_SUMS, Differences, flat, replay_index
 
 
 def replay_layer(base: Path, entry: dict) -> dict:
@@ -65,33 +63,14 @@ def replay_layer(base: Path, entry: dict) -> dict:
 
 
 def layer_types(base: Path) -> set[str]:
+    """The types in a case's prototxt."""
     return {layer.type for layer in prototxt.read_net(f"{base}.prototxt").layer}
 
 
 def replay_layers(folder: Path) -> dict:
-    index = json.loads((folder / "index.json").read_text())
-    cases, missing = {}, {}
-    for name, entry in index.items():
-        base = folder / entry["file"]
-        unknown = layer_types(base) - set(LAYERS)
-        if unknown:
-            missing[name] = sorted(unknown)
-            continue
-        try:
-            cases[name] = replay_layer(base, entry)
-        except CaffePortError as error:
-            cases[name] = {"ok": False, "error": str(error), "differences": {}}
-    worst: dict[str, dict] = {}
-    for name, case in cases.items():
-        for kind, entry in case["differences"].items():
-            if kind not in worst or entry["rel"] > worst[kind]["rel"]:
-                worst[kind] = {"abs": entry["abs"], "rel": entry["rel"], "at": name}
-    failed = {name: case for name, case in cases.items() if not case["ok"]}
-    return {
-        "ok": not failed and not missing,
-        "differences": worst,
-        "cases": len(index),
-        "replayed": len(cases),
-        "failed": failed,
-        "unknown_layers": missing,
-    }
+    """All cases of an index of layers; types that are not registered are named, and count as missing."""
+
+    def unknown_of(name, entry):
+        return layer_types(folder / entry["file"]) - set(LAYERS)
+
+    return replay_index(folder, unknown_of, lambda name, entry: replay_layer(folder / entry["file"], entry))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,8 @@ import prototxt
 from ohem_caffe_port.config import Config
 from ohem_caffe_port.layers import PYTHON_LAYERS
 from ohem_caffe_port.net import Net
-from prototxt import CaffePortError
 
-from .common import Differences, flat
+from .common import Differences, flat, replay_index
 
 TIGHT = {"outputs": {"rel": 1e-6}, "indices": {"abs": 0}, "randomness": {"abs": 0}}
 WHOLE = ("labels", "weights")  # in the names of tops with values that are exact or wrong
@@ -88,27 +86,8 @@ def without_ties(layer, inputs: dict, arrays) -> tuple[dict, np.ndarray]:
 
 def replay_python_layers(folder: Path) -> dict:
     """All cases of an index; layers that are not registered are named, and count as missing."""
-    index = json.loads((folder / "index.json").read_text())
-    cases, missing = {}, {}
-    for name, entry in index.items():
-        if unknown := unknown_python_layers(folder / name, entry):
-            missing[name] = sorted(unknown)
-            continue
-        try:
-            cases[name] = replay_python_layer(folder / name, entry)
-        except CaffePortError as error:
-            cases[name] = {"ok": False, "error": str(error), "differences": {}}
-    worst: dict[str, dict] = {}
-    for name, case in cases.items():
-        for kind, entry in case["differences"].items():
-            if kind not in worst or entry["rel"] > worst[kind]["rel"]:
-                worst[kind] = {"abs": entry["abs"], "rel": entry["rel"], "at": name}
-    failed = {name: case for name, case in cases.items() if not case["ok"]}
-    return {
-        "ok": not failed and not missing,
-        "differences": worst,
-        "cases": len(index),
-        "replayed": len(cases),
-        "failed": failed,
-        "unknown_layers": missing,
-    }
+
+    def unknown_of(name, entry):
+        return unknown_python_layers(folder / name, entry)
+
+    return replay_index(folder, unknown_of, lambda name, entry: replay_python_layer(folder / name, entry))

@@ -25,6 +25,7 @@ ROIS = 8
 CLASS_LABELS = {"SoftmaxWithLoss", "Accuracy", "SegAccuracy", "HingeLoss", "MultinomialLogisticLoss"}
 SAME_SHAPE = {"SmoothL1LossOHEM", "EuclideanLoss", "SigmoidCrossEntropyLoss", "SmoothL1Loss", "L1Loss", "Python"}
 SELF_SUPPLIED = {"DummyData", "Parameter"}  # without bottoms, and in need of no file
+LRCN_FRAMES = 384  # 24 clips of 16, as its nets reshape them
 DETECTNET_LABEL = (1, 4, 16)  # up to 3 boxes of an image
 # These compute a label for every cell of every field of view: they read a drawn picture. (message, difficult column)
 WINDOW_DATA = {
@@ -186,7 +187,9 @@ def _declared(layer, i):
 
 
 def smaller(shape):
-    """At most two images; large ones that no layer could insist on stay as they are up to 512 pixels."""
+    """At most two images, or one volume; large ones that no layer could insist on stay as they are up to 512 pixels."""
+    if len(shape) == 5:
+        return (1, *shape[1:])
     if len(shape) != 4 or not all(shape):
         return shape
     n, c, h, w = shape
@@ -216,7 +219,7 @@ def shapes_of_source(layer, side: int, channels: int) -> dict[str, tuple[int, ..
     height = crop or (resize.height if resize else 0) or layer.image_data_param.new_height or side
     width = crop or (resize.width if resize else 0) or layer.image_data_param.new_width or side
     one = any(top in ("rois", "im_info", "gt_boxes") for top in layer.top) or layer.type == "Python"
-    batch = 1 if one else 2
+    batch = LRCN_FRAMES if "clip_markers" in layer.top else 1 if one else 2
     memory = layer.memory_data_param
     channels = memory.channels or (2 if layer.top[0] == "pair_data" else channels)
     if memory.height:

@@ -45,6 +45,7 @@ def test_the_phase_of_a_net_with_inputs(info):
         (("net.prototxt", "--shape", "data"), ["--shape data", "BLOB=N,C,H,W"]),
         (("net.prototxt", "--shape", "dat=1"), ["no input or data layer makes 'dat'"]),
         (("net.prototxt", "--shape", "data=-1"), ["not negative"]),
+        (("net.prototxt", "--shape", "data=99999999999999999999"), ["below 2^63"]),
         (("absent.prototxt",), ["absent.prototxt", "no such file"]),
         (("model/solver.prototxt",), ["this is a solver"]),
     ],

@@ -16,7 +16,7 @@ def rpn_workspace(workspace, faster_rcnn):
     workspace.write("model/cfg.yml", CFG % "")
     done = workspace.train("--iters", "1", "--output", "rpn")
     assert done.code == 0, done.err
-    assert "feeds a region proposal network: TRAIN.HAS_RPN True" in done.out
+    assert "where none are stated: TRAIN.HAS_RPN True" in done.out
     return workspace
 
 

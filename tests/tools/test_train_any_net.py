@@ -120,3 +120,12 @@ def test_no_place_for_snapshots(train, workspace):
     workspace.write("file", "")
     workspace.replace("solver.prototxt", "out/grey", "file/grey")
     train().ended_in_one_message(["results cannot be written there"])
+
+
+def test_notes(train, workspace):
+    train("--iters", "1")
+    run = train("--resume", "out/grey_iter_1.solverstate", "--weights", "nothing", "--iters", "2")
+    assert run.code == 0
+    assert "note: --weights has no effect" in run.out
+    workspace.replace("net.prototxt", 'layer { name: "loss"', 'layer { name: "loss" include { phase: TEST }')
+    assert "note: no layer of the net has a loss" in train("--iters", "1").out

@@ -69,9 +69,16 @@ def test_missing(tmp_path):
             open_database(str(tmp_path / "nothing"), backend)
 
 
+def test_a_folder_of_other_things_stays_as_it_is(tmp_path):
+    for backend in ("LMDB", "LEVELDB"):
+        with pytest.raises(PortError, match=f"holds no {backend}: there is no"):
+            open_database(str(tmp_path), backend)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_other_backend(database):
     path, backend = database(RECORDS)
-    with pytest.raises(PortError, match="is not of backend") as caught:
+    with pytest.raises(PortError, match="holds no") as caught:
         open_database(path, {"LMDB": "LEVELDB", "LEVELDB": "LMDB"}[backend])
     assert backend in caught.value.hint
 
@@ -98,6 +105,7 @@ def test_an_lmdb_that_is_cut_off(tmp_path):
 @pytest.mark.parametrize(("backend", "package", "extra"), [("LMDB", "lmdb", "lmdb"), ("LEVELDB", "plyvel", "leveldb")])
 def test_a_library_that_is_not_installed(tmp_path, monkeypatch, backend, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / {"LMDB": "data.mdb", "LEVELDB": "CURRENT"}[backend]).touch()
     with pytest.raises(PortError, match=f"needs the library {package}") as caught:
         open_database(str(tmp_path), backend)
     assert f"ohem_caffe_port[{extra}]" in caught.value.hint

@@ -1,8 +1,10 @@
+import zlib
+
 import cv2
 import numpy as np
 import pytest
 
-from ohem_caffe_port.data.images import AS_STORED, COLOR, GRAY, decode_image, read_image
+from ohem_caffe_port.data.images import AS_STORED, COLOR, GRAY, decode_image, read_image, read_indices
 from ohem_caffe_port.errors import PortError
 
 IMAGE = cv2.GaussianBlur(np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8), (3, 3), 0)
@@ -40,3 +42,44 @@ def test_what_is_no_image(tmp_path, content):
 def test_what_cannot_be_read(tmp_path, name):
     with pytest.raises(PortError, match="cannot read the image"):
         read_image(f"{tmp_path}/{name}")
+
+
+def palette_png(indices, bits, extra=()):
+    """A PNG with a palette, from the specification: every index has a colour of its own."""
+
+    def chunk(kind, content):
+        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+    height, width = indices.shape
+    shifted = [[int(v) << (8 - bits - i % (8 // bits) * bits) for i, v in enumerate(row)] for row in indices]
+    rows = [bytes(sum(row[i : i + 8 // bits]) for i in range(0, width, 8 // bits)) for row in shifted]
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    colours = bytes((i * 7 + c * 50) % 256 for i in range(2**bits) for c in range(3))
+    parts = [(b"IHDR", size + bytes([bits, 3, 0, 0, 0])), (b"PLTE", colours), *extra,
+             (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("extra", [[], [(b"tRNS", b"\0\xff"), (b"tEXt", b"a\0b")]])
+def test_indices_of_a_palette(tmp_path, bits, extra):
+    indices = np.random.RandomState(bits).randint(0, 2**bits, (5, 16))
+    (tmp_path / "map.png").write_bytes(palette_png(indices, bits, extra))
+    assert read_image(tmp_path / "map.png").shape == (5, 16, 3)  # it is an image to everybody else, too
+    np.testing.assert_array_equal(read_indices(tmp_path / "map.png"), indices)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_grey_maps_are_read_as_they_are(tmp_path, kind):
+    indices = np.random.RandomState(0).randint(0, np.iinfo(kind).max, (4, 5)).astype(kind)
+    cv2.imwrite(str(tmp_path / "map.png"), indices)
+    np.testing.assert_array_equal(read_indices(tmp_path / "map.png"), indices)
+
+
+def test_a_map_with_colours(tmp_path):
+    cv2.imwrite(str(tmp_path / "map.png"), IMAGE)
+    with pytest.raises(PortError, match="has 3 channels"):
+        read_indices(tmp_path / "map.png")
+    (tmp_path / "cut.png").write_bytes(palette_png(np.zeros((3, 8)), 8)[:60])
+    with pytest.raises(PortError, match="damaged"):
+        read_indices(tmp_path / "cut.png")

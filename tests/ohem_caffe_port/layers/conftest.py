@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -33,6 +34,26 @@ def run_layer():
         return results
 
     return run
+
+
+@pytest.fixture
+def write_windows(tmp_path):
+    """``write_windows([((height, width), [(*flags, (x1, y1, x2, y2))])])``: a folder with such images, their objects
+    white on black, and a window file ``windows.txt`` of them."""
+
+    def write(pictures):
+        lines = []
+        for i, ((height, width), objects) in enumerate(pictures):
+            image = np.zeros((height, width, 3), np.uint8)
+            for *_, (x1, y1, x2, y2) in objects:
+                image[y1 : y2 + 1, x1 : x2 + 1] = 255
+            cv2.imwrite(str(tmp_path / f"{i}.png"), image)
+            lines += [f"# {i}", f"{i}.png", "3", f"{height}", f"{width}", f"{len(objects)}"]
+            lines += [" ".join(map(str, (*flags, *box))) for *flags, box in objects] + ["0"]
+        (tmp_path / "windows.txt").write_text("\n".join(lines))
+        return tmp_path
+
+    return write
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ohem_caffe_port.errors import PortError
-from ohem_caffe_port.layers import LAYERS
+from ohem_caffe_port.layers import LAYERS, batches
 from ohem_caffe_port.layers.base import register
 from ohem_caffe_port.layers.batches import BatchLayer
 
@@ -70,3 +70,32 @@ def test_the_thread_ends_with_the_net(build, counting):
         if not thread.is_alive():
             break
     assert not thread.is_alive()
+
+
+def test_no_more_is_ordered_than_is_in_the_making(build, counting, monkeypatch):
+    """A program that ends does every batch that is ordered, so that those must be few."""
+    monkeypatch.setattr(counting, "load_batch", lambda self: [torch.ones(2, 1), torch.ones(2)])
+    net = build(TEXT)
+    (layer,) = net.layers
+    for _ in range(20):
+        net()
+        assert len(layer._batches) <= layer.ahead
+        assert layer._pool._work_queue.qsize() <= 1
+    layer.close()
+
+
+def test_few_large_batches_wait(build, counting, monkeypatch):
+    monkeypatch.setattr(batches, "READY_BYTES", 2 * 16 + 5)  # of 4 numbers each
+    assert build(TEXT).layers[0].ahead == 2
+    monkeypatch.setattr(batches, "READY_BYTES", 3)
+    assert build(TEXT).layers[0].ahead == 1
+
+
+def test_files_that_cannot_be_read(build, counting, monkeypatch):
+    def load_batch(self):
+        raise OSError(36, "File name too long")
+
+    monkeypatch.setattr(counting, "load_batch", load_batch)
+    with pytest.raises(PortError, match="cannot be read: File name too long") as caught:
+        build(TEXT)()
+    assert caught.value.layer == "counted"

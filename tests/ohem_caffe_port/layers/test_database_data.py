@@ -108,6 +108,18 @@ def test_rand_skip(build, write_lmdb):
     assert starts == {10, 11, 12}
 
 
+def test_rand_skip_beyond_the_end(build, write_lmdb):
+    net = build(layer(write_lmdb([datum(i) for i in range(5)]), "rand_skip: 4000000000", batch=1))  # at once
+    net()
+    assert net.blobs["label"].item() in range(10, 15)
+
+
+def test_batches_beyond_the_memory(build, write_lmdb):
+    with pytest.raises(PortError, match="its tops .* take 2,320 GB; this machine has") as caught:
+        build(layer(write_lmdb([datum(0)]), batch=4000000000))
+    assert caught.value.layer == "in"
+
+
 def test_shapes_may_change_between_batches(build, write_lmdb):
     small = datum(1, height=3, data=IMAGES[1].tobytes()[:72])
     source = write_lmdb([datum(0), small])
@@ -122,8 +134,9 @@ def test_shapes_may_change_between_batches(build, write_lmdb):
     [
         (("batch_size: 2", ""), "data_param.batch_size", "must be positive"),
         (('source: "', 'source: "/nothing'), "data_param.source", "no such database"),
-        (("backend: LMDB", "backend: LEVELDB"), "data_param.source", "is not of backend LEVELDB"),
+        (("backend: LMDB", "backend: LEVELDB"), "data_param.source", "holds no LEVELDB"),
         (("m_param {", "m_param { crop_size: 9"), "transform_param.crop_size", "'00000000': a crop of 9"),
+        (("m_param {", "m_param { scale: nan"), "transform_param.scale", "must be a finite number"),
         (("m_param {", "m_param { mean_value: 1 mean_value: 2"), "transform_param.mean_value", "2 values"),
         (("m_param {", "m_param { multi_scale: true"), "transform_param.multi_scale", "not supported"),
     ],

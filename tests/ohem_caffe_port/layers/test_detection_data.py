@@ -1,6 +1,5 @@
 """DetectionData and EvalData: what a batch shows, seen by pictures whose objects are white on black."""
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -22,17 +21,8 @@ DISTORT = (
 
 
 @pytest.fixture
-def folder(tmp_path):
-    lines = []
-    for i, ((height, width), objects) in enumerate(PICTURES):
-        image = np.zeros((height, width, 3), np.uint8)
-        for *_, (x1, y1, x2, y2) in objects:
-            image[y1 : y2 + 1, x1 : x2 + 1] = 255
-        cv2.imwrite(str(tmp_path / f"{i}.png"), image)
-        lines += [f"# {i}", f"{i}.png", "3", f"{height}", f"{width}", f"{len(objects)}"]
-        lines += [" ".join(map(str, (*flags, *box))) for *flags, box in objects] + ["0"]
-    (tmp_path / "windows.txt").write_text("\n".join(lines))
-    return tmp_path
+def folder(write_windows):
+    return write_windows(PICTURES)
 
 
 def training(folder, settings="", transform="", batch=1, tops=4, maps=MAPS):

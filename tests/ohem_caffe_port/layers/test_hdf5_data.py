@@ -100,7 +100,7 @@ def test_rows_of_another_shape_in_the_next_file(build, files, tmp_path):
     ("content", "field", "message"),
     [
         ("", "source", "is empty"),
-        ("nothing.h5", "source", "'nothing.h5' cannot be read"),
+        ("nothing.h5", "source", "'nothing.h5' is not there"),
         (None, "source", "No such file"),
     ],
 )

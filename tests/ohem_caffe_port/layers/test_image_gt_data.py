@@ -1,6 +1,5 @@
 """ImageGtData: what a batch shows, seen by pictures whose objects are white on black."""
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,17 +17,8 @@ MAPS = "downsample_rate: 8 field_w: 48 field_h: 48 downsample_rate: 16 field_w: 
 
 
 @pytest.fixture
-def folder(tmp_path):
-    lines = []
-    for i, ((height, width), objects) in enumerate(PICTURES):
-        image = np.zeros((height, width, 3), np.uint8)
-        for _, _, (x1, y1, x2, y2) in objects:
-            image[y1 : y2 + 1, x1 : x2 + 1] = 255
-        cv2.imwrite(str(tmp_path / f"{i}.png"), image)
-        lines += [f"# {i}", f"{i}.png", "3", f"{height}", f"{width}", f"{len(objects)}"]
-        lines += [f"{label} {ignore} {' '.join(map(str, box))}" for label, ignore, box in objects] + ["0"]
-    (tmp_path / "windows.txt").write_text("\n".join(lines))
-    return tmp_path
+def folder(write_windows):
+    return write_windows(PICTURES)
 
 
 def layer(folder, settings="", transform="", tops=4, batch=4, maps=MAPS):

@@ -9,6 +9,7 @@ from ohem_caffe_port.net import Net
 
 FAMILIES = {"batch_norm", "dropout", "neuron", "normalization", "rectifier", "scale"}
 KINDS = [k for k, c in LAYERS.items() if c.__module__.split(".")[-1] in FAMILIES and c.num_bottoms[0] == 1]
+KINDS = [k for k in KINDS if k not in ("AbsVal", "Threshold")]  # Caffe: not in place; no gradient
 SETTINGS = {
     "Clip": "clip_param { min: -1 max: 1 }",
     "Log": "log_param { shift: 9 }",

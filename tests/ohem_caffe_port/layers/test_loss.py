@@ -205,3 +205,26 @@ def test_softmax_axis(run_layer, axis):
 def test_log_softmax_has_a_least_value(run_layer):
     (out,) = run_layer("LogSoftmax", "", [[0.0, 500.0]])
     assert out[0].tolist() == pytest.approx([math.log(2**-149), 0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "bottoms", "refused"),
+    [
+        ("Embed", "embed_param { num_output: 2 input_dim: 3 }", [(2,)], 0),
+        ("BatchReindex", "", [(2, 3), (2,)], 1),
+        ("Filter", "", [(2, 3), (2,)], 1),
+        ("LSTMUnit", "", [(1, 2, 3), (1, 2, 12), (1, 2)], 2),
+        ("ArgMax", "", [(2, 3)], 0),
+        ("Threshold", "", [(2, 3)], 0),
+        ("Accuracy", "", [(2, 3), (2,)], 0),
+    ],
+)
+def test_bottoms_that_take_no_gradient(run_layer, kind, settings, bottoms, refused):
+    """Where Caffe stops in backward."""
+    values, tops = [torch.zeros(shape) for shape in bottoms], 1 + (kind == "LSTMUnit")
+    run_layer(kind, settings, *values, tops=tops, nominal=True)
+    values[refused].requires_grad_()
+    with pytest.raises(PortError, match="propagate_down: cannot pass a gradient to its"):
+        run_layer(kind, settings, *values, tops=tops, nominal=True)
+    with torch.no_grad():
+        run_layer(kind, settings, *values, tops=tops, nominal=True)

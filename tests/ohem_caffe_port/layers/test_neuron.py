@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+import prototxt
 from ohem_caffe_port.errors import PortError
+from ohem_caffe_port.layers import Context, create_layer
 
 X = np.array([-5.0, -2, -0.5, 0, 0.5, 2, 5])
 SIGMOID = 1 / (1 + np.exp(-X))
@@ -99,3 +101,9 @@ def test_mish_takes_its_derivative_at_the_top(run_layer):
 def test_settings_that_make_no_sense(run_layer, kind, settings, message):
     with pytest.raises(PortError, match=message):
         run_layer(kind, settings, X)
+
+
+def test_absval_refuses_to_work_in_place():
+    layer = prototxt.parse_net('layer { name: "it" type: "AbsVal" bottom: "x" top: "x" }').layer[0]
+    with pytest.raises(PortError, match="layer 'it': top: cannot work in place"):
+        create_layer(layer, Context()).setup([torch.empty(2, device="meta")])

@@ -108,6 +108,106 @@ def test_scale_factors_crop_and_mirror(build, folder):
     assert seen == {(1, False), (1, True), (1.5, False), (1.5, True)}
 
 
+# ---- yjxiong
+
+
+def seg_layer(folder, settings="", transform=""):
+    return f"""layer {{ name: "in" type: "SegData" top: "data" top: "label" transform_param {{ {transform} }}
+               seg_data_param {{ source: "{folder}/list.txt" root_dir: "{folder}/" {settings} }} }}"""
+
+
+def test_images_are_cut_to_the_stride(build, folder):
+    net, seen = build(seg_layer(folder, transform="stride: 5 mirror: true mean_value: 4 scale: 0.5"), "TEST"), set()
+    assert net.shapes == [(1, 3, 5, 5), (1, 1, 5, 5)]
+    for _ in range(80):
+        net()
+        ((y, x, mirrored),) = places((IMAGE[:, :, 0] - np.float32(4)) / 2, net.blobs["data"][0, 0].numpy())
+        expected = MAP[y : y + 5, x : x + 5]
+        np.testing.assert_array_equal(net.blobs["label"][0, 0], expected[:, ::-1] if mirrored else expected)
+        seen.add((y, x, mirrored))
+    assert len(seen) == 2 * 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("upper", "size"),
+    [("upper_size: 3", (3, 3)), ("upper_height: 5 upper_width: 9", (5, 8)), ("upper_height: 9 upper_width: 2", (6, 2))],
+)
+def test_largest_cuts(build, folder, upper, size):
+    net = build(seg_layer(folder, transform=f"stride: 2 {upper}"))
+    assert net.shapes == [(1, 3, *size), (1, 1, *size)]
+    net()
+    assert net.blobs["data"].shape[2:] == size
+
+
+def test_random_scales(build, folder):
+    net, seen = build(seg_layer(folder, transform="scale_ratios: 0.5 scale_ratios: 1.5")), set()
+    for _ in range(60):
+        net()
+        size = net.blobs["data"].shape[:1:-1]
+        seen.add(size)
+        np.testing.assert_array_equal(net.blobs["data"][0].numpy().transpose(1, 2, 0), cv2.resize(IMAGE, size))
+        expected = cv2.resize(MAP, size, interpolation=cv2.INTER_NEAREST)
+        np.testing.assert_array_equal(net.blobs["label"][0, 0], expected)
+    widths = {width for width, _ in seen}
+    assert min(widths) <= 5
+    assert max(widths) >= 11
+
+
+def test_balanced_cuts(build, folder):
+    classes = np.full((6, 8), 7, np.uint8)
+    classes[:, 6:] = 1
+    cv2.imwrite(str(folder / "map.png"), classes)
+    counts = {}
+    for balance in ("true", "false"):
+        net = build(seg_layer(folder, f"balance: {balance}", "stride: 1 upper_size: 4"))
+        counts[balance] = []
+        for _ in range(30):
+            net()
+            counts[balance].append((net.blobs["label"] == 1).float().mean().item())
+    assert min(counts["true"]) >= 0.25
+    assert min(counts["false"]) == 0
+
+
+def test_the_same_order_in_every_run(build, folder):
+    for i in range(8):
+        cv2.imwrite(str(folder / f"{i}.png"), np.full((6, 8, 3), i, np.uint8))
+    (folder / "list.txt").write_text("".join(f"{i}.png map.png\n" for i in range(8)))
+    orders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = build(seg_layer(folder, "shuffle: true"))
+        orders.append([int(net()["data"].max()) for _ in range(16)])
+    assert orders[0] == orders[1] != sorted(orders[0])
+    assert sorted(orders[0][:8]) == sorted(orders[0][8:]) == list(range(8))
+    assert orders[0][:8] != orders[0][8:]
+
+
+@pytest.mark.parametrize(
+    ("lines", "transform", "field", "message"),
+    [
+        ("image.png map.png", "scale_ratios: 1", "transform_param.scale_ratios", "two are needed"),
+        ("image.png map.png", "scale_ratios: 2 scale_ratios: 1", "transform_param.scale_ratios", "two are needed"),
+        ("image.png map.png", "stride: 0", "transform_param.stride", "positive"),
+        ("image.png map.png", "stride: 7", "transform_param.stride", "6 x 8 is smaller than it"),
+        ("image.png map.png", "upper_height: 4", "transform_param.upper_height", "go together"),
+        ("image.png map.png", "mean_value: 1 mean_value: 2", "transform_param.mean_value", "2 values for 3 channels"),
+        ("image.png map.png", 'mean_file: "x"', "transform_param.mean_file", "not supported"),
+        ("image.png map.png", "crop_size: 4", "transform_param.crop_size", "not supported"),
+        ("image.png small.png", "", "seg_data_param.source", r"the map is \(5, 8\), its image"),
+        ("image.png", "", "seg_data_param.source", "is not two words"),
+        ("image.png none.png", "", "seg_data_param.source", "cannot read the image"),
+    ],
+)
+def test_what_makes_no_sense_to_it(build, folder, lines, transform, field, message):
+    (folder / "list.txt").write_text(lines)
+    with pytest.raises(PortError, match=message) as caught:
+        build(seg_layer(folder, transform=transform))()
+    assert (caught.value.layer, caught.value.field) == ("in", field)
+
+
+# ---- errors of the other two
+
+
 @pytest.mark.parametrize(
     ("kind", "lines", "settings", "transform", "field", "message"),
     [

@@ -54,6 +54,12 @@ def test_data_layer_gathers_the_hard_ones(bottoms, use_nms, thresh):
     assert (loss[hard].diff() <= 0).all()
 
 
+def test_all_rois_are_no_number_to_choose(bottoms):
+    """py-R-FCN's BATCH_SIZE -1 is for nets without these layers."""
+    with pytest.raises(PortError, match="BATCH_SIZE is -1; it says how many hard RoIs are chosen"):
+        make_layer("OHEMDataLayer", config(BATCH_SIZE=-1), bottoms)
+
+
 def test_without_box_regression(bottoms):
     layer = make_layer("OHEMDataLayer", config(BBOX_REG=False), bottoms[:4], tops=2)
     rois, labels = layer(bottoms[:4])

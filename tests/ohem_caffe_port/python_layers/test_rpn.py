@@ -200,3 +200,11 @@ def test_no_proposal_is_large_enough(rpn_net):
     cfg = config(RPN_MIN_SIZE=1000)
     rois, scores = run(rpn_net("ProposalLayer", SHAPES["ProposalLayer"], cfg=cfg), *maps(), IM_INFO)
     assert (rois.shape, scores.shape) == ((0, 5), (0, 1))
+
+
+def test_no_roi_is_drawn(rpn_net):
+    cfg = config(FG_FRACTION=0.0, BG_THRESH_LO=0.4)
+    net = rpn_net("ProposalTargetLayer", SHAPES["ProposalTargetLayer"], "'num_classes': 6", cfg=cfg)
+    assert [tuple(top.shape) for top in run(net, np.zeros((0, 5)), GT_BOXES)] == [
+        (0, width, 1, 1) for width in (5, 1, 24, 24, 24)
+    ]
