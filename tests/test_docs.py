@@ -39,7 +39,7 @@ def defined(page):
 
 def test_the_first_layer(defined):
     x = np.array([-5.0, -2, -0.5, 0, 0.5, 2])
-    kind, settings, expected = eval(defined[1].strip().rstrip(","), {"X": x, "np": np, "math": math})
+    ((kind, settings, expected),) = eval(defined[1], {"X": x, "np": np, "math": math})
     assert (kind, settings) == ("Gelu", "")
     net = Net(prototxt.parse_net(INPUT + defined[3]))
     net(x=x.reshape(2, 3))
