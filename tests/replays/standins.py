@@ -20,6 +20,7 @@ from ohem_caffe_port.net import Net
 from prototxt import CaffePortError, caffe_pb2
 
 SIDE = 256  # pixels of an image, where the net does not say
+LARGE = 640  # where the anchors are larger than that
 DIGIT = 28  # of an MNIST image, which some nets insist on
 ROIS = 8
 CLASS_LABELS = {"SoftmaxWithLoss", "Accuracy", "SegAccuracy", "HingeLoss", "MultinomialLogisticLoss"}
@@ -78,16 +79,25 @@ def run_net(net_param, phase: str, path) -> dict:
         layer.ClearField("include")
         layer.ClearField("exclude")
     cfg = config_for(kept, phase, path)
-    net = build_somehow(kept, phase, cfg)
-    randomize(net)
-    inputs = {name: value_of(name, shape, net) for name, shape in input_shapes(net).items()}
-    net(**inputs)
+    try:
+        net = forward(build_somehow(kept, phase, cfg))
+    except CaffePortError as error:
+        if "no anchor lies inside" not in str(error):
+            raise
+        net = forward(build(kept, phase, cfg, side=LARGE, channels=3))
     has_loss = bool(net.losses) and phase == "TRAIN"
     if has_loss:
         if not bool(torch.isfinite(net.loss)):
             raise RunError(f"the loss is {net.loss.item()}")
         net.backward()
     return {"ran": True, "backward": has_loss, "layers": len(net.layers)}
+
+
+def forward(net: Net) -> Net:
+    """Gives the net weights and inputs, and runs it."""
+    randomize(net)
+    net(**{name: value_of(name, shape, net) for name, shape in input_shapes(net).items()})
+    return net
 
 
 def build_somehow(net_param, phase: str, cfg) -> Net:
@@ -311,7 +321,9 @@ def value_of(name: str, shape, net) -> torch.Tensor:
         found = boxes(shape[0], height, width, seed=0)
         return (found[:, 2:] - found[:, :2] + 1).flip(1)
     if name == "im_info":
-        return torch.tensor([height, width, 1.0])[: math.prod(shape)].expand(shape).clone()
+        info = torch.ones(shape)  # and scales
+        info[..., :2] = torch.tensor([height, width])
+        return info
     if tuple(shape[-1:]) == (8,) and len(shape) == 4 and "label" in name:
         rows = torch.zeros(shape)
         rows[..., 1] = 1
