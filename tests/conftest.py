@@ -19,6 +19,12 @@ def one_thread():
     cv2.setNumThreads(1)
 
 
+@pytest.fixture(autouse=True)
+def same_draws():
+    """A test draws the same numbers in every run, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def golden_data():
     """What real Caffe computed, in the forms that ``tests/golden.py`` replays."""

@@ -146,7 +146,7 @@ def test_a_split_value_survives_an_in_place_reader(build, inputs_of):
     text = inputs_of(x=(2, 3)) + ip("y", "x", 3) + 'layer { name: "c" type: "Concat" bottom: "y" bottom: "y" top: "c" }'
     text += 'layer { name: "r" type: "ReLU" bottom: "y" top: "y" }'
     net = build(text)
-    net(x=blob(2, 3))
+    net(x=-blob(2, 3))
     assert torch.equal(net.blobs["y"], net.blobs["c"][:, :3].clamp(min=0))
     assert (net.blobs["c"] < 0).any()
 

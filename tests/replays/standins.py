@@ -219,7 +219,7 @@ def draw_windows(layer, shrink: bool) -> None:
     settings = getattr(layer, name)
     settings.root_folder, settings.source, settings.batch_size = f"{folder}/", str(windows), 1
     if shrink and name != "image_gt_data_param":
-        settings.short_size, settings.long_size = 320, 512
+        settings.short_size, settings.long_size = 224, 320
 
 
 def shapes_of_source(layer, side: int, channels: int) -> dict[str, tuple[int, ...]]:
