@@ -373,4 +373,6 @@ def randomize(net) -> None:
             for blob in layer.blobs:
                 if blob.dim() >= 2 and blob.numel() > 1:
                     bound = math.sqrt(3.0 / max(1, math.prod(blob.shape[1:])))
+                    if "bbox" in layer.name:  # boxes that stay boxes
+                        bound /= 100
                     blob.uniform_(-bound, bound)
