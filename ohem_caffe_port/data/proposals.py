@@ -23,13 +23,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import scipy.io
 from tqdm import tqdm
 
 from prototxt.files import replacing
 
 from ..errors import PortError
 from .grouping import colour_edge_proposals
+from .mat_files import read_mat
 
 
 def find_proposals(proposals, name: str, data_dir) -> Path | None:
@@ -75,14 +75,7 @@ def load_selective_search(path, image_index, *, min_size: int = 2) -> list[np.nd
         PortError: missing or broken file, other images than ``image_index``, coordinates below 1.
     """
     path = Path(path)
-    try:
-        data = scipy.io.loadmat(path)
-    except NotImplementedError:
-        raise PortError(
-            "a MATLAB 7.3 file (HDF5)", file=path, hint="Save it with -v7, or convert it to .npz."
-        ) from None
-    except Exception as error:  # scipy raises many kinds for a broken file
-        raise PortError(f"not a readable .mat file: {error}", file=path, hint="Fetch the file again.") from None
+    data = read_mat(path)
     if "boxes" not in data or data["boxes"].dtype != object:
         raise PortError(
             "no cell array 'boxes'", file=path, hint="See ohem_caffe_port/data/proposals.py for the format."
