@@ -26,7 +26,11 @@ setup(
         "hdf5": ["h5py>=3.10"],  # .caffemodel.h5, HDF5Data, HDF5Output
         "lmdb": ["lmdb>=1.4"],  # Data and AnnotatedData layers
         "leveldb": ["plyvel>=1.5"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6", "h5py>=3.10", "lmdb>=1.4"],
+        "onnx": ["onnx>=1.16"],  # convert.py --to onnx
+        "test": [
+            *("pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"),
+            *("h5py>=3.10", "lmdb>=1.4", "onnx>=1.16", "onnxruntime>=1.18"),
+        ],
         "selective-search": ["opencv-contrib-python>=4.8"],
     },
 )

@@ -8,11 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
-from ohem_caffe_port.config import Config
-from ohem_caffe_port.errors import PortError
 from prototxt import CaffePortError
+
+# What needs torch is imported where it is used: tools/convert.py is done before torch would be there.
 
 
 def run(main) -> None:
@@ -24,9 +22,6 @@ def run(main) -> None:
     except CaffePortError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except torch.OutOfMemoryError as error:
-        print(f"error: out of GPU memory: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:  # the other end of `... | head` has seen enough; Python would complain once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("stopped: nobody reads the output any more", file=sys.stderr)
@@ -37,6 +32,11 @@ def run(main) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's
+            raise
+        print(f"error: out of GPU memory: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +61,10 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_config(args, beside) -> Config:
-    """Defaults, then ``--cfg`` (or ``cfg.yml`` in the folder of the prototxt ``beside``), then ``--set``."""
+def load_config(args, beside):
+    """A Config: defaults, then ``--cfg`` (or ``cfg.yml`` in the folder of the prototxt ``beside``), then ``--set``."""
+    from ohem_caffe_port.config import Config
+
     cfg = Config()
     default = Path(beside).parent / "cfg.yml"
     if args.cfg:
@@ -76,7 +78,7 @@ def load_config(args, beside) -> Config:
     return cfg
 
 
-def open_imdb(args, cfg: Config, name: str, method: str):
+def open_imdb(args, cfg, name: str, method: str):
     """The data set ``name`` with the proposals of ``method`` unless ``--proposals`` says otherwise."""
     from ohem_caffe_port.data.factory import get_imdb
 
@@ -92,6 +94,8 @@ def output_folder(path) -> Path:
     Raises:
         PortError: it cannot.
     """
+    from ohem_caffe_port.errors import PortError
+
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -103,12 +107,16 @@ def output_folder(path) -> Path:
     return Path(path)
 
 
-def pick_device(args, solver=None) -> torch.device:
-    """The device of ``--gpu``, or else of a solver's ``solver_mode`` and ``device_id``; faithful float32 arithmetic.
+def pick_device(args, solver=None):
+    """The ``torch.device`` of ``--gpu``, or else of a solver's ``solver_mode`` and ``device_id``; true float32.
 
     Raises:
         PortError: there is no such device.
     """
+    import torch
+
+    from ohem_caffe_port.errors import PortError
+
     count = torch.cuda.device_count()
     if args.gpu is not None and not -1 <= args.gpu < count:
         raise PortError(
