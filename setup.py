@@ -27,6 +27,7 @@ setup(
         "lmdb": ["lmdb>=1.4"],  # Data and AnnotatedData layers
         "leveldb": ["plyvel>=1.5"],
         "onnx": ["onnx>=1.16"],  # convert.py --to onnx
+        "plots": ["matplotlib>=3.8"],  # the curves of compare_mining.py
         "test": [
             *("pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"),
             *("h5py>=3.10", "lmdb>=1.4", "onnx>=1.16", "onnxruntime>=1.18"),

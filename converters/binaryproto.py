@@ -9,6 +9,7 @@ import numpy as np
 from prototxt.files import replacing
 
 from .blob import decode_blob, encode_blob
+from .dtypes import flat
 from .errors import WeightsError
 from .files import map_file
 from .wire import varint_field
@@ -48,4 +49,4 @@ def write_binaryproto(path: str | os.PathLike, array) -> None:
         legacy = [varint_field(number, size) for number, size in enumerate(array.shape, start=1)]
     with replacing(path) as file:
         file.writelines(legacy)
-        file.writelines(encode_blob(array))
+        file.writelines(flat(encode_blob(array)))

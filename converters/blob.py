@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from .dtypes import Pieces
 from .errors import WeightsError
 from .wire import I32, I64, LEN, VARINT, expect, fields, len_field, read_varint, signed, varint
 
@@ -28,30 +29,33 @@ def decode_blob(message: memoryview) -> np.ndarray:
     """
     legacy: dict[int, int] = {}
     dims: list[int] = []
-    floats: list[np.ndarray] = []
-    doubles: list[np.ndarray] = []
-    raw, raw_type = None, 0
+    floats, doubles = _Values("<f4", len(message)), _Values("<f8", len(message))
+    raw = raw_type = None
     for number, wire, value in fields(message):
         if number in (1, 2, 3, 4):
             expect(number, wire, VARINT)
             legacy[number] = signed(value)
         elif number == 5:
-            floats.append(_values(number, wire, value, I32, "<f4"))
+            floats.add(value if wire == I32 else _packed(number, wire, value, "<f4"))
         elif number == 7:
             expect(number, wire, LEN)
             dims += _decode_shape(value)
         elif number == 8:
-            doubles.append(_values(number, wire, value, I64, "<f8"))
+            doubles.add(value if wire == I64 else _packed(number, wire, value, "<f8"))
         elif number == 10:
             expect(number, wire, VARINT)
             raw_type = value
         elif number == 12:
             expect(number, wire, LEN)
             raw = value
-    if raw is not None and not floats and not doubles:
-        floats = [_decode_raw(raw, raw_type)]
     shape = tuple(legacy.get(axis, 0) for axis in (1, 2, 3, 4)) if legacy else tuple(dims)
-    return _join(doubles or floats).reshape(_checked(shape, sum(map(len, doubles or floats))))
+    if raw is not None and not floats.count and not doubles.count:
+        values = _decode_raw(raw, raw_type)
+    else:
+        values = (doubles if doubles.count else floats).joined()
+    array = values.reshape(_checked(shape, len(values)))
+    array.flags.writeable = False
+    return array
 
 
 def encode_blob(blob) -> list:
@@ -59,16 +63,37 @@ def encode_blob(blob) -> list:
 
     ``blob`` is any array-like. The values are not copied when they are C-contiguous float32 already.
     """
-    number, dtype = (8, "<f8") if getattr(blob, "dtype", None) == np.float64 else (5, "<f4")
-    array = np.asarray(blob, dtype, order="C")
-    data = len_field(number, array.reshape(-1).view(np.uint8))
-    shape = len_field(7, *len_field(1, b"".join(map(varint, array.shape))))
+    number, dtype = (8, np.dtype("<f8")) if getattr(blob, "dtype", None) == np.float64 else (5, np.dtype("<f4"))
+    array = np.asarray(blob, None if hasattr(blob, "dtype") else dtype)
+    data = len_field(number, Pieces(array, dtype))
+    # as Caffe, no shape of no axes: OpenCV 4 fails on an empty one
+    shape = len_field(7, *len_field(1, b"".join(map(varint, array.shape)))) if array.ndim else []
     return data + shape if number == 5 else shape + data
 
 
-def _values(number: int, wire: int, value, unpacked: int, dtype: str) -> np.ndarray:
-    if wire == unpacked:
-        return value
+class _Values:
+    """The values of one field: a single piece stays the view that it is, more are gathered in one array, which is as
+    large as the message at most however many pieces there are."""
+
+    def __init__(self, dtype: str, room: int):
+        self.count, self._array, self._room = 0, np.empty(0, dtype), room
+
+    def add(self, piece: np.ndarray) -> None:
+        total = self.count + len(piece)
+        if not self.count:
+            self._array = piece
+        elif len(piece):
+            if len(self._array) == self.count:
+                gathered = np.empty(self._room // piece.itemsize, piece.dtype)
+                gathered[: self.count], self._array = self._array, gathered
+            self._array[self.count : total] = piece
+        self.count = total
+
+    def joined(self) -> np.ndarray:
+        return np.ascontiguousarray(self._array[: self.count])
+
+
+def _packed(number: int, wire: int, value, dtype: str) -> np.ndarray:
     expect(number, wire, LEN)
     return _from_bytes(value, dtype)
 
@@ -80,7 +105,7 @@ def _from_bytes(value: memoryview, dtype: str) -> np.ndarray:
     return np.frombuffer(value, dtype)
 
 
-def _decode_raw(value: memoryview, raw_type: int) -> np.ndarray:
+def _decode_raw(value: memoryview, raw_type: int | None) -> np.ndarray:
     if raw_type not in _RAW_TYPES:
         raise WeightsError(
             f"raw_data_type {raw_type} is not supported; DOUBLE (0), FLOAT (1) and FLOAT16 (2) are",
@@ -118,10 +143,3 @@ def _checked(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
             hint="The file is damaged, or its writer stored no shape.",
         )
     return shape
-
-
-def _join(chunks: list[np.ndarray]) -> np.ndarray:
-    array = chunks[0] if len(chunks) == 1 else np.concatenate([np.empty(0, np.float32), *chunks])
-    array = np.ascontiguousarray(array)
-    array.flags.writeable = False
-    return array

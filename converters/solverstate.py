@@ -15,6 +15,7 @@ import numpy as np
 from prototxt.files import replacing
 
 from .blob import decode_blob, encode_blob
+from .dtypes import flat
 from .errors import WeightsError
 from .files import map_file
 from .hdf5 import is_hdf5, read_hdf5_state, write_hdf5_state
@@ -67,7 +68,7 @@ def write_solverstate(path: str | os.PathLike, state: SolverState) -> None:
         file.write(varint_field(1, state.iter))
         file.writelines(len_field(2, state.learned_net.encode("utf-8", "surrogateescape")))
         for blob in state.history:
-            file.writelines(len_field(3, *encode_blob(blob)))
+            file.writelines(flat(len_field(3, *encode_blob(blob))))
         file.write(varint_field(4, state.current_step))
         if state.minimum_loss is not None:
             file.write(bytes([5 << 3 | I32]) + struct.pack("<f", state.minimum_loss))

@@ -16,6 +16,7 @@ from .errors import WeightsError
 VARINT, I64, LEN, I32 = 0, 1, 2, 5
 _NAMES = {VARINT: "a varint", I64: "8 bytes", LEN: "a length and bytes", I32: "4 bytes"}
 _FIXED = {I64: np.dtype("<f8"), I32: np.dtype("<f4")}
+_MAX_FIELDS = 1 << 17  # of one message; Caffe's have thousands. More would take far more memory than the file has
 
 
 def read_varint(message: memoryview, pos: int) -> tuple[int, int]:
@@ -50,10 +51,16 @@ def fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview | n
     of this field and all that follow it directly under the same tag: an unpacked repeated field comes as one strided
     view instead of millions of values.
 
-    Raises :class:`WeightsError` when a field reaches past the end of the message or no field can look like that.
+    Raises :class:`WeightsError` when a field reaches past the end of the message, no field can look like that, or
+    there are more of them than any Caffe writes.
     """
-    pos, end = 0, len(message)
+    pos, end, count = 0, len(message), 0
     while pos < end:
+        count += 1
+        if count > _MAX_FIELDS:
+            raise WeightsError(
+                f"a message has more than {_MAX_FIELDS} fields: this is not a Caffe file, or it is damaged"
+            )
         start = pos
         tag, pos = read_varint(message, pos)
         number, wire = tag >> 3, tag & 7
@@ -71,9 +78,9 @@ def fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview | n
             dtype = _FIXED[wire]
             _check_room(number, dtype.itemsize, end - pos)
             stride = pos - start + dtype.itemsize
-            count = _run_length(message[start:], stride) if pos - start == 1 else 1
-            value = np.ndarray(count, dtype, message, offset=pos, strides=(stride,))
-            pos = start + count * stride
+            length = _run_length(message[start:], stride) if pos - start == 1 else 1
+            value = np.ndarray(length, dtype, message, offset=pos, strides=(stride,))
+            pos = start + length * stride
         yield number, wire, value
 
 

@@ -16,7 +16,7 @@ from .config import Config
 from .errors import PortError
 from .fillers import filled
 from .graph import NO_READER_PROPAGATES, Step, connect, filter_layers, plan_backward
-from .layers import Context, Layer, check_memory, create_layer
+from .layers import Clock, Context, Layer, check_memory, create_layer
 
 _NET_FIELDS = {"name", "layer", "state", "force_backward", "input", "input_shape", "input_dim"}
 _WEIGHTLESS_SPEC = prototxt.caffe_pb2.ParamSpec()
@@ -100,6 +100,7 @@ class Net(nn.Module):
         self.name, self.phase, self.device = param.name, phase, torch.device(device)
         self.cfg = cfg or Config()
         self.rng = np.random.RandomState(self.cfg.RNG_SEED) if rng is None else rng
+        self.clock = Clock()
         self.keep_blobs = True
         self.watch = None  # called with (step, layer, tops) after each layer of a forward
         self.blobs: dict[str, Tensor] = {}
@@ -108,7 +109,7 @@ class Net(nn.Module):
         try:
             self._build(param, param.state.level if level is None else level, [*stages, *param.state.stage])
         except PortError as error:
-            raise self._located(error) from None
+            raise self.located(error) from None
 
     # ---- building
 
@@ -121,16 +122,16 @@ class Net(nn.Module):
             own_phase = self.phase
             if layer_param.HasField("phase"):
                 own_phase = ("TRAIN", "TEST")[layer_param.phase]
-            layer = create_layer(layer_param, Context(own_phase, self.cfg, self.rng))
+            layer = create_layer(layer_param, Context(own_phase, self.cfg, self.rng, self.clock))
             self._check_arity(layer)
             self.layers.append(layer)
-            self.warnings += layer.warnings
         self.steps, self.values = connect([layer.param for layer in self.layers])
         self.layer_by_name: dict[str, Layer] = {}
         for layer in self.layers:
             if self.layer_by_name.setdefault(layer.name, layer) is not layer:  # Caffe lets that pass without a word
                 self.warnings.append(f"two layers are named '{layer.name}'; weights load into the first")
         self._infer_shapes()
+        self.warnings += [warning for layer in self.layers for warning in layer.warnings]  # of set-up, too
         self._share_params()
         self._plan(param)
         unnamed = {_unnamed_top(layer) for layer in self.layers}
@@ -330,14 +331,14 @@ class Net(nn.Module):
                 where = ":".join(str(part) for part in (error.file, error.line) if part is not None)
                 message = f"{where}: {error.message}" if where else error.message
                 error = layer.error(message, field=error.field, hint=error.hint)
-            raise self._located(error) from None
+            raise self.located(error) from None
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, IndexError) as error:
             shapes = ", ".join(str(tuple(b.shape)) for b in bottoms)
-            raise self._located(layer.error(f"{error} (bottom shapes: {shapes or 'none'})")) from error
+            raise self.located(layer.error(f"{error} (bottom shapes: {shapes or 'none'})")) from error
 
-    def _located(self, error: PortError) -> PortError:
+    def located(self, error: CaffePortError) -> CaffePortError:
         """The same error with this net's file and the line of its layer."""
         if self.source is not None and error.file is None:
             error.file = self.source

@@ -104,6 +104,7 @@ class Solver:
             torch.manual_seed(self.param.random_seed)
         self.net = net if net is not None else self._build_net(cfg, device)
         self.iter = 0
+        self.net.clock.max_iter = self.param.max_iter
         self.current_step = 0
         self.minimum_loss, self.iter_last_event = torch.finfo(torch.float32).max, 0  # of the policy plateau
         self.loss = math.nan
@@ -232,6 +233,7 @@ class Solver:
         return self.smoothed_loss
 
     def _iterate(self) -> None:
+        self.net.clock.iter = self.iter
         for p in self.net.learnable_params:
             p.blob.grad = None
         passes = []
@@ -243,7 +245,7 @@ class Solver:
             self.net.backward()
             if debug:
                 debug.backward()
-            passes.append(torch.stack([self.net.loss.detach(), *self.net.losses.values()]).flatten())
+            passes.append(torch.stack([self.net.loss.detach(), *(top.sum() for top in self.net.losses.values())]))
         sums = torch.stack(passes).sum(0).div(self.param.iter_size).tolist()
         self.loss, self.losses = sums[0], dict(zip(self.net.losses, sums[1:], strict=True))
         if not math.isfinite(self.loss):

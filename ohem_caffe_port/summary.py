@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 
+from converters.report import short
+
 _BYTES = 4  # of a float32
 
 
@@ -60,9 +62,9 @@ class Summary:
         table = Table(title=title, title_justify="left", show_footer=True, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         footers = {
             "parameters": f"{self.parameters:,}",
-            "multiply-adds": _short(self.multiply_adds),
-            "memory": _short(self.bytes, "B"),
-            "backward": f"{_short(self.gradients)} trained",
+            "multiply-adds": short(self.multiply_adds),
+            "memory": short(self.bytes, "B"),
+            "backward": f"{short(self.gradients)} trained",
         }
         for column in ("layer", "type", "tops", "parameters", "multiply-adds", "memory", "backward"):
             right = column in ("parameters", "multiply-adds", "memory")
@@ -72,8 +74,8 @@ class Summary:
         for row in self.rows:
             tops = "\n".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in row.tops)
             count = f"{row.parameters:,}" if row.parameters else f"of {row.shares}" if row.shares else ""
-            arithmetic = _short(row.multiply_adds) if row.multiply_adds else ""
-            memory = _short(row.bytes, "B") if row.bytes else ""
+            arithmetic = short(row.multiply_adds) if row.multiply_adds else ""
+            memory = short(row.bytes, "B") if row.bytes else ""
             table.add_row(
                 row.name, row.type, tops, count, arithmetic, memory, "yes" if row.backward else f"no: {row.why_not}"
             )
@@ -117,13 +119,3 @@ def summarize(net) -> Summary:
             )
         )
     return summary
-
-
-def _short(number: float, unit: str = "") -> str:
-    """12.3 M, 1.5 GB: three digits and a power of 1,000."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if number < 1000 or prefix == "T":
-            digits = 0 if prefix == "" else max(0, 2 - int(math.log10(max(number, 1))))
-            return f"{number:.{digits}f} {prefix}{unit}".strip()
-        number /= 1000
-    raise AssertionError

@@ -24,7 +24,7 @@ def replacing(path: str | os.PathLike, mode: str = "wb", **options) -> Iterator[
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no ordinary file"
         raise CaffePortError(f"cannot be written: it is {what}", file=path, hint="Name a file.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open(mode, **options) as file:
             yield file
@@ -36,3 +36,10 @@ def replacing(path: str | os.PathLike, mode: str = "wb", **options) -> Iterator[
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_name(path: str | os.PathLike) -> Path:
+    """The file that :func:`replacing` writes in this process until ``path`` is complete."""
+    path = Path(path)
+    start = os.fsdecode(os.fsencode(path.name)[:200])  # names have 255 bytes at most
+    return path.with_name(f".{start}.{os.getpid()}.tmp")

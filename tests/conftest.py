@@ -1,15 +1,24 @@
 """What every test may use."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 import prototxt.zoo.generate as zoo
+from ohem_caffe_port.inputs import reshape_inputs
+from ohem_caffe_port.net import Net
+from ohem_caffe_port.weights import copy_from
+from prototxt import read_net
 
-GOLDEN = Path(__file__).resolve().parent / "data" / "golden"
+TESTS = Path(__file__).resolve().parent
+GOLDEN = TESTS / "data" / "golden"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +38,103 @@ def same_draws():
 def golden_data():
     """What real Caffe computed, in the forms that ``tests/golden.py`` replays."""
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def inputs_of():
+    """``inputs_of(x=(2, 3), y=(2,))``: the text of Input layers of these names and shapes."""
+
+    def make(**shapes):
+        text = ""
+        for name, shape in shapes.items():
+            dims = " ".join(f"dim: {d}" for d in shape)
+            text += f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ shape {{ {dims} }} }} }}\n'
+        return text
+
+    return make
+
+
+# ---- trained Caffe models by other people
+
+# prototxt, weights, recorded blobs; then how a photo becomes an input: factor * (pixel - mean), on the scale 0..255
+MODELS = {
+    "squeezenet_v1.0": ("deploy", "squeezenet_v1.0.caffemodel", "golden", 1, (104, 117, 123)),
+    "squeezenet_v1.1": ("deploy", "squeezenet_v1.1.caffemodel", "golden", 1, (104, 117, 123)),
+    "bvlc_googlenet": ("deploy", "bvlc_googlenet.caffemodel", "golden", 1, 0),
+    "lenet_v1": ("lenet", "lenet_iter_10000.caffemodel", "golden", 1 / 256, 0),
+    "cifar10_full_v1": ("cifar10_full", "cifar10_full_iter_70000.caffemodel", "golden", 1, (114, 123, 125)),
+    "cifar10_h5": ("cifar10_full", "cifar10_full_iter_60000.caffemodel.h5", "golden", 1, (114, 123, 125)),
+    "cifar10_quick_v1_noext": ("cifar10_quick", "cifar10_quick_iter_5000", "golden", 1, (114, 123, 125)),
+    "mtcnn/det1": ("det1", "det1.caffemodel", "golden_det1", 1 / 128, 127.5),
+    "mtcnn/det2": ("det2", "det2.caffemodel", "golden_det2", 1 / 128, 127.5),
+    "mtcnn/det3": ("det3", "det3.caffemodel", "golden_det3", 1 / 128, 127.5),
+    "yufacedetectnet_v2": ("yufacedetectnet-open-v2", "yufacedetectnet-open-v2.caffemodel", "golden", 1, 115),
+    "wechat_qrcode/detect": ("detect", "detect.caffemodel", "golden_detect", 1 / 256, 0),
+    "wechat_qrcode/sr": ("sr", "sr.caffemodel", "golden_sr", 1 / 256, 0),
+    "slim_320": ("slim-320", "slim-320.caffemodel", "golden", 1 / 128, 127),
+    "hyperlpr_fp16": ("HorizonalFinemapping", "HorizonalFinemapping_fp16.caffemodel", "golden", 1, (104, 117, 123)),
+}
+
+
+@pytest.fixture(scope="session")
+def real_weights():
+    """The folder of trained models beside the checkout."""
+    folder = TESTS.parents[1] / "shared" / "weights"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder} (real Caffe models)")
+    return folder
+
+
+@pytest.fixture(params=MODELS)
+def real_model(request, real_weights):
+    """One trained model: ``prototxt``, ``weights``, ``golden`` (npz: in/, mid/, out/ of real Caffe), ``load()`` to a
+    Net in the TEST phase (from another file, with other inputs' ``shapes``), ``photos(shape)``: its input made of
+    real photos."""
+    prototxt, weights, golden, factor, mean = MODELS[request.param]
+    folder = real_weights / request.param.split("/")[0]
+
+    def load(path=folder / weights, shapes=None) -> Net:
+        param = read_net(folder / f"{prototxt}.prototxt")
+        reshape_inputs(param, shapes or {})
+        net = Net(param, "TEST", path=folder / f"{prototxt}.prototxt")
+        report = copy_from(net, path)
+        assert {verdict for _, _, verdict in report.rows} <= {"loaded", "not in the net"}
+        return net
+
+    def photos(shape):
+        """An input of ``shape`` [N, C, H, W] from N photos of PASCAL VOC."""
+        files = sorted((real_weights.parent / "voc").rglob("*.jpg"))[::97][: shape[0]]
+        flag = cv2.IMREAD_GRAYSCALE if shape[1] == 1 else cv2.IMREAD_COLOR
+        resized = [cv2.resize(cv2.imread(str(file), flag), shape[:1:-1]) for file in files]
+        blobs = [(image.astype(np.float32) - np.float32(mean)) * np.float32(factor) for image in resized]
+        return np.stack([blob.reshape(*shape[2:], shape[1]).transpose(2, 0, 1) for blob in blobs])
+
+    return SimpleNamespace(
+        name=request.param, folder=folder, prototxt=folder / f"{prototxt}.prototxt", weights=folder / weights,
+        golden=np.load(folder / f"{golden}.npz"), load=load, photos=photos,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def opencv4(tmp_path_factory):
+    """``run(net, prototxt, weights, inputs)``: what OpenCV 4 gives for the outputs of ``net``, by name."""
+    python = os.environ.get("OPENCV4_PYTHON") or (sys.executable if hasattr(cv2.dnn, "readNetFromCaffe") else None)
+    if python is None:
+        pytest.skip(f"OpenCV {cv2.__version__} reads no Caffe models; OPENCV4_PYTHON names a Python with OpenCV 4")
+    folder = tmp_path_factory.mktemp("opencv4")
+
+    def run(net: Net, prototxt, weights, inputs: dict) -> dict[str, np.ndarray]:
+        np.savez(folder / "in.npz", **inputs)
+        paths = [str(path) for path in (prototxt, weights, folder / "in.npz", folder / "out.npz")]
+        last = {value.name: value for value in net.values}
+        wanted = [f"{name}={net.layers[last[name].producer].name}:{last[name].top}" for name in net.outputs]
+        done = subprocess.run(
+            [python, TESTS / "opencv4_oracle.py", *paths, *wanted], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return dict(np.load(folder / "out.npz"))
+
+    return run
 
 
 # ---- a small Faster R-CNN for images of 7 classes

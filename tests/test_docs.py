@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import prototxt
+from converters import CaffeModel, LayerWeights, write_caffemodel
 from ohem_caffe_port.errors import PortError
 from ohem_caffe_port.layers import LAYERS, Layer, register
 from ohem_caffe_port.net import Net
@@ -65,3 +66,23 @@ def test_the_second_layer(defined):
     torch.testing.assert_close(net.params["g"][0].grad, x.sum(0))
     with pytest.raises(PortError, match="needs channels"):
         Net(prototxt.parse_net(INPUT.replace("dim: 3", "") + layer))
+
+
+NET = """
+layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }
+layer { name: "conv1" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 2 } }
+"""
+
+
+def test_converting_in_python(tmp_path, monkeypatch, capsys):
+    """The code of docs/converter.md, on files of the names that it uses."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text(NET)
+    blobs = [np.ones((2, 3), np.float32), np.zeros(2, np.float32)]
+    write_caffemodel("model.caffemodel", CaffeModel("n", [LayerWeights("conv1", "InnerProduct", blobs=blobs)]))
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "converter.md").read_text(), re.S)
+    names = {}
+    exec(code, names)
+    assert list(names["named"].arrays) == ["conv1.weight", "conv1.bias"]
+    assert names["net"].params["conv1"][0].sum() == 6
+    assert "1 layers loaded" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -13,21 +14,28 @@ from prototxt import CaffePortError
 # What needs torch is imported where it is used: tools/convert.py is done before torch would be there.
 
 
+MISTAKES = (CaffePortError, OSError)
+
+
 def run(main) -> None:
-    """Runs ``main()``; a user's mistake ends in one message and exit code 2, an interrupt in exit code 130."""
+    """Runs ``main()``; a user's mistake ends in one message and exit code 2, an interrupt in exit code 130.
+
+    Half-written files are removed when the process is told to stop (SIGTERM, SIGHUP), too.
+    """
+    for name in ("SIGTERM", "SIGHUP"):  # SIGHUP is not on every system, and nohup has it ignored
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _stop)
     if hasattr(sys.stdout, "reconfigure"):  # names of files that the terminal's encoding does not have
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main())
-    except CaffePortError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:  # the other end of `... | head` has seen enough; Python would complain once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("stopped: nobody reads the output any more", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+    except MISTAKES as error:
+        print(f"error: {message(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -37,6 +45,18 @@ def run(main) -> None:
             raise
         print(f"error: out of GPU memory: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
+
+
+def _stop(number: int, _frame) -> None:
+    """Leaves as a shell says that a signal has ended a process; what waits to clean up does so on the way out."""
+    sys.exit(128 + number)
+
+
+def message(error: CaffePortError | OSError) -> str:
+    """What a user is told of one of :data:`MISTAKES`."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'output'}: {error.strerror or error}"
+    return str(error)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +154,26 @@ def pick_device(args, solver=None):
     device = torch.device("cuda", index)
     print(f"on {torch.cuda.get_device_name(device)}")
     return device
+
+
+def parse_shapes(texts) -> dict[str, tuple[int, ...]]:
+    """``{"data": (1, 3, 600, 1000)}`` of ``["data=1,3,600,1000"]``.
+
+    Raises:
+        PortError: another form.
+    """
+    from ohem_caffe_port.errors import PortError
+
+    shapes = {}
+    for text in texts:
+        name, _, dims = text.partition("=")
+        try:
+            shapes[name] = tuple(int(d) for d in dims.replace("x", ",").split(","))
+        except ValueError:
+            raise PortError(f"--shape {text}: expected BLOB=N,C,H,W") from None
+        if not all(0 <= size < 2**63 for size in shapes[name]):
+            raise PortError(f"--shape {text}: sizes are not negative, and below 2^63")
+    return shapes
 
 
 def console():

@@ -17,7 +17,6 @@ import _cli
 import prototxt
 from ohem_caffe_port import python_layers  # noqa: F401  registers them
 from ohem_caffe_port.config import Config
-from ohem_caffe_port.errors import PortError
 from ohem_caffe_port.inputs import reshape_inputs
 from ohem_caffe_port.net import Net
 
@@ -47,7 +46,7 @@ def main() -> int:
     unknown: list = []
     param = prototxt.read_net(args.net, lenient=args.lenient, unknown=unknown)
     phase = args.phase or ("TEST" if any(layer.type == "Input" for layer in param.layer) else "TRAIN")
-    reshape_inputs(param, parse_shapes(args.shape))
+    reshape_inputs(param, _cli.parse_shapes(args.shape))
     net = Net(param, phase, level=args.level, stages=args.stage, cfg=cfg, path=args.net, initialize=False)
     summary = net.summary()
     if args.json:
@@ -56,24 +55,6 @@ def main() -> int:
     _cli.show([*(f"unknown field ignored: {f}" for f in unknown), *net.warnings])
     _cli.console().print(summary.table())
     return 0
-
-
-def parse_shapes(texts) -> dict[str, tuple[int, ...]]:
-    """``{"data": (1, 3, 600, 1000)}`` of ``["data=1,3,600,1000"]``.
-
-    Raises:
-        PortError: another form.
-    """
-    shapes = {}
-    for text in texts:
-        name, _, dims = text.partition("=")
-        try:
-            shapes[name] = tuple(int(d) for d in dims.replace("x", ",").split(","))
-        except ValueError:
-            raise PortError(f"--shape {text}: expected BLOB=N,C,H,W") from None
-        if not all(0 <= size < 2**63 for size in shapes[name]):
-            raise PortError(f"--shape {text}: sizes are not negative, and below 2^63")
-    return shapes
 
 
 if __name__ == "__main__":

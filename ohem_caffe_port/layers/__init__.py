@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from .base import LAYERS, Context, Layer, check_memory, create_layer, register
+from .base import LAYERS, Clock, Context, Layer, check_memory, create_layer, register
 from .python import PYTHON_LAYERS, PythonLayer, register_python
 
 for _module in pkgutil.iter_modules(__path__):
@@ -12,6 +12,7 @@ for _module in pkgutil.iter_modules(__path__):
 __all__ = [
     "LAYERS",
     "PYTHON_LAYERS",
+    "Clock",
     "Context",
     "Layer",
     "PythonLayer",

@@ -35,15 +35,28 @@ NEUTRAL_FIELDS = {
 
 
 @dataclass
+class Clock:
+    """Where training stands, for layers whose work changes with it; the solver sets both.
+
+    ``iter`` iterations are done of ``max_iter`` (0: nobody said how many there will be).
+    """
+
+    iter: int = 0
+    max_iter: int = 0
+
+
+@dataclass
 class Context:
     """What a layer may know of the run it is part of.
 
-    ``rng`` is the stream of the data layers and samplers, seeded as the original seeds numpy.
+    ``rng`` is the stream of the data layers and samplers, seeded as the original seeds numpy; ``clock`` is shared by
+    all layers of a net.
     """
 
     phase: str = "TRAIN"
     cfg: Config = field(default_factory=Config)
     rng: np.random.RandomState = field(default_factory=np.random.RandomState)
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def train(self) -> bool:

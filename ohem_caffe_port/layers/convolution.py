@@ -109,9 +109,13 @@ class SlidingLayer(Layer):
         if any(self.sides):
             return F.pad(x, self.sides)
         if self.param.convolution_param.pad_type:
-            axes = zip(x.shape[2:], self.kernel, self.stride, self.dilation, strict=True)
-            return pad_axes(x, [same_padding(size, k, s, d * (k - 1) + 1) for size, k, s, d in axes])
+            return pad_axes(x, self.same_sides(x.shape[2:]))
         return x
+
+    def same_sides(self, sizes) -> list[tuple[int, int]]:
+        """The padding that ``pad_type: 1`` means for an image of these sizes."""
+        axes = zip(sizes, self.kernel, self.stride, self.dilation, strict=True)
+        return [same_padding(size, k, s, d * (k - 1) + 1) for size, k, s, d in axes]
 
     def as_images(self, x: Tensor) -> Tensor:
         """``[N, C, *size]``, whatever axis the channels are."""

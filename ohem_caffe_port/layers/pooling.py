@@ -154,10 +154,13 @@ class Pooling(PoolingLayer):
         x = bottoms[0]
         if x.dim() != 4:
             raise self.error(f"pools [N, C, H, W] blobs, not shape {tuple(x.shape)}")
-        kernel, sides = self.kernel or tuple(x.shape[2:]), self.sides
-        if self.param.pooling_param.pad_type:
-            sides = [same_padding(n, k, s, k) for n, k, s in zip(x.shape[2:], kernel, self.stride, strict=True)]
+        kernel = self.kernel or tuple(x.shape[2:])
+        sides = self.same_sides(x.shape[2:], kernel) if self.param.pooling_param.pad_type else self.sides
         return self.pool(x, self.method, kernel, self.stride, sides, self.floor)
+
+    def same_sides(self, sizes, kernel) -> list[tuple[int, int]]:
+        """The padding that ``pad_type: 1`` means for an image of these sizes."""
+        return [same_padding(n, k, s, k) for n, k, s in zip(sizes, kernel, self.stride, strict=True)]
 
 
 @register("Pooling3D")
@@ -213,15 +216,20 @@ class SPP(PoolingLayer):
         p, x = self.param.spp_param, bottoms[0]
         if x.dim() != 4 or 0 in x.shape[2:]:
             raise self.error(f"pools [N, C, H, W] blobs, not shape {tuple(x.shape)}")
-        levels = []
+        method, levels = p.PoolMethod.Name(p.pool), []
+        for _, kernel, sides in self.levels(x.shape[2:]):
+            levels += self.pool(x, method, kernel, kernel, sides)
+        return levels if len(levels) == 1 else [torch.cat([level.flatten(1) for level in levels], 1)]
+
+    def levels(self, sizes):
+        """``(bins, kernel, sides)`` of each level for an image of these sizes."""
+        p = self.param.spp_param
         for level in range(p.pyramid_height):
             bins = 2**level
-            kernel = [math.ceil(size / bins) for size in x.shape[2:]]
-            pad = [(k * bins - size + 1) // 2 for k, size in zip(kernel, x.shape[2:], strict=True)]
+            kernel = [math.ceil(size / bins) for size in sizes]
+            pad = [(k * bins - size + 1) // 2 for k, size in zip(kernel, sizes, strict=True)]
             if any(cells >= k for cells, k in zip(pad, kernel, strict=True)):
-                raise self.error(f"{bins} bins on {tuple(x.shape[2:])} cells", field="spp_param.pyramid_height")
+                raise self.error(f"{bins} bins on {tuple(sizes)} cells", field="spp_param.pyramid_height")
             if p.pool == p.STOCHASTIC and any(pad):
                 raise self.error("STOCHASTIC takes no pad, which this size needs", field="spp_param.pool")
-            sides = [(cells, cells) for cells in pad]
-            levels += self.pool(x, p.PoolMethod.Name(p.pool), kernel, kernel, sides)
-        return levels if len(levels) == 1 else [torch.cat([level.flatten(1) for level in levels], 1)]
+            yield bins, kernel, [(cells, cells) for cells in pad]

@@ -158,20 +158,21 @@ class Resample(Layer):
         for bottom in bottoms:
             check_image(self, bottom)
         size = bottoms[1].shape[2:] if len(bottoms) == 2 else (p.height, p.width)
-        shrink = [old / new for old, new in zip(x.shape[2:], size, strict=True)]
-        places = [torch.arange(n, device=x.device) * f for n, f in zip(size, shrink, strict=True)]
-        down, across = places[0] + shrink[1] / 2 - 0.5, places[1] + shrink[0] / 2 - 0.5
+        rows, columns = (cells.to(x.device) for cells in self.cells(x.shape[2:], size))
         if p.type == p.NEAREST:
-            rows, columns = (
-                round_half_away(at).clamp(0, n - 1) for at, n in zip((down, across), x.shape[2:], strict=True)
-            )
             return [x[:, :, rows][:, :, :, columns]]
-        widened = p.antialias and max(shrink) > 1
-        rows, columns = (
-            self._weights(at, n, f, f if widened else 1.0)
-            for at, n, f in zip((down, across), x.shape[2:], shrink, strict=True)
-        )
         return [rows @ x @ columns.t()]
+
+    def cells(self, old, new) -> list[Tensor]:
+        """For an image of ``old`` cells that becomes one of ``new``, both (height, width), and for each of the axes:
+        the cell that every result takes, or for LINEAR and CUBIC ``[out, in]``, what each cell weighs in it."""
+        p = self.param.resample_param
+        shrink = [a / b for a, b in zip(old, new, strict=True)]
+        places = [torch.arange(n) * f + other / 2 - 0.5 for n, f, other in zip(new, shrink, shrink[::-1], strict=True)]
+        if p.type == p.NEAREST:
+            return [round_half_away(at).clamp(0, n - 1) for at, n in zip(places, old, strict=True)]
+        widened = p.antialias and max(shrink) > 1
+        return [self._weights(at, n, f, f if widened else 1.0) for at, n, f in zip(places, old, shrink, strict=True)]
 
     def _weights(self, at, size, shrink, width) -> Tensor:
         """``[out, in]``: what each cell of an axis weighs in each result."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from converters import CaffeModel, LayerWeights, WeightsError, read_caffemodel, write_caffemodel
+from prototxt import caffe_pb2
 from prototxt.errors import CaffePortError
 
 MODELS = [
@@ -138,6 +139,43 @@ def test_writes_any_array_like(tmp_path):
     assert [blob.dtype for blob in read] == [np.float32] * 4 + [np.float64]
     for ours, given in zip(read, blobs, strict=True):
         np.testing.assert_array_equal(ours, given)
+
+
+def test_names_of_sharing_and_transposed_weights(tmp_path):
+    """As our own schema writes and reads them."""
+    net = caffe_pb2.NetParameter(name="n")
+    for name, params in {"a": ["w", ""], "b": ["", "v", ""], "c": ["", ""], "d": []}.items():
+        message = net.layer.add(name=name, type="InnerProduct")
+        for param in params:
+            message.param.add(name=param, lr_mult=2) if param else message.param.add(lr_mult=1)
+        message.inner_product_param.num_output = 3
+    net.layer[1].inner_product_param.transpose = True
+    path = save(tmp_path, net)
+    layers = read_caffemodel(path).layers
+    assert [layer.params for layer in layers] == [["w"], ["", "v"], [], []]
+    assert [layer.transposed for layer in layers] == [False, True, False, False]
+    write_caffemodel(path, CaffeModel("n", layers))
+    assert read_caffemodel(path).layers == layers
+    again = caffe_pb2.NetParameter.FromString(path.read_bytes())
+    assert [[p.name for p in layer.param] for layer in again.layer] == [["w"], ["", "v"], [], []]
+    assert [layer.inner_product_param.transpose for layer in again.layer] == [False, True, False, False]
+
+
+def test_names_of_sharing_in_v1(tmp_path):
+    net = caffe_pb2.NetParameter(name="n")
+    net.layers.add(name="a", type=14, param=["w", "b"])
+    net.layers.add(name="b", type=14, param=["w", ""])
+    assert [layer.params for layer in read_caffemodel(save(tmp_path, net)).layers] == [["w", "b"], ["w"]]
+
+
+def test_a_blob_that_is_not_there_is_not_written(tmp_path):
+    model = CaffeModel(
+        "n", [LayerWeights("a", "A", blobs=[np.zeros(3, np.float32)]), LayerWeights("b", "A", blobs=[None])]
+    )
+    with pytest.raises(WeightsError, match="lies under another layer") as error:
+        write_caffemodel(tmp_path / "x.caffemodel", model)
+    assert (error.value.layer, error.value.field) == ("b", "blobs[0]")
+    assert not list(tmp_path.iterdir())
 
 
 def test_overwrites_the_file_it_is_a_view_of(tmp_path):

@@ -41,7 +41,10 @@ def test_written_as_caffe_lays_it_out(tmp_path):
     model = read_caffemodel(path)
     assert model.shared_once
     by_name = {layer.name: layer.blobs for layer in model.layers}
-    assert by_name["twin"][0] is None
+    assert by_name["twin"][0] is by_name["ip"][0]
+    with h5py.File(path, "a") as file:  # Caffe leaves it out
+        del file["data/twin/0"]
+    assert read_caffemodel(path).layers[-1].blobs[0] is None
     np.testing.assert_array_equal(by_name["ip"][0], W)
 
 
@@ -84,6 +87,21 @@ def test_files_that_caffe_wrote(shared):
     assert state.learned_net == "examples/cifar10/cifar10_full_iter_60000.caffemodel.h5"
 
 
+def test_arrays_in_one_piece_are_views_on_the_file(tmp_path):
+    path = tmp_path / "x.caffemodel.h5"
+    ways = [{}, {"chunks": (2, 2)}, {"compression": "gzip"}, {"dtype": ">f4"}, {"dtype": "f2"}]
+    with h5py.File(path, "w") as file:
+        for j, options in enumerate(ways):
+            file.create_dataset(f"data/ip/{j}", data=W, **options)
+        file.create_dataset("data/ip/5", data=np.float32(3))
+    *blobs, scalar = read_caffemodel(path).layers[0].blobs
+    assert [blob.flags.owndata for blob in blobs] == [False, True, True, True, True]
+    for blob, options in zip(blobs, ways, strict=True):
+        assert blob.dtype == np.float32
+        np.testing.assert_array_equal(blob, W.astype("f2") if options.get("dtype") == "f2" else W)
+    assert scalar.shape == () and scalar == 3
+
+
 # ---- files that are not right
 
 
@@ -111,9 +129,20 @@ def elsewhere(file):
     file.create_dataset("data/ip/0", shape=(4,), dtype="f4", external=[("/etc/passwd", 0, 16)])
 
 
+def over_and_over(file):
+    file["data/ip/0"] = W
+    file["data/ip/inner"] = file["data"]
+
+
+def a_number_out_of_reach(file):
+    file["data/ip/10001"] = W
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (over_and_over, "group 'ip/inner' stands there twice"),
+        (a_number_out_of_reach, "'10001' is not a parameter's number"),
         (lambda file: file.create_group("other"), "no group 'data'"),
         (link_out, "is a link to elsewhere"),
         (too_large, "more than the file has"),
@@ -130,6 +159,24 @@ def test_refused(tmp_path, make, message):
     with pytest.raises(WeightsError, match=message) as caught:
         read_caffemodel(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_dataset_of_two_names_is_one_array(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("data/a/0", data=W, compression="gzip")
+        file["data/b/0"] = file["data/a/0"]
+    a, b = read_caffemodel(tmp_path / "x.h5").layers
+    assert a.blobs[0] is b.blobs[0]
+
+
+def test_values_that_claim_to_be_large(tmp_path):
+    for name in ("iter", "current_step", "minimum_loss", "learned_net"):
+        write_solverstate(tmp_path / "x.h5", SolverState(7, "", [W], minimum_loss=1.0))
+        with h5py.File(tmp_path / "x.h5", "a") as file:
+            del file[name]
+            file.create_dataset(name, shape=(1 << 40,), dtype="f4", chunks=(1024,))
+        with pytest.raises(WeightsError, match=f"'{name}' is not one value"):
+            read_solverstate(tmp_path / "x.h5")
 
 
 @pytest.mark.parametrize("kept", [9, 100, 2000])
@@ -157,3 +204,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_caffemodel(path, CaffeModel("", [LayerWeights("ip", "", blobs=[np.array([object()])])]))
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.h5"]
+
+
+def test_an_array_that_is_under_another_layer_stays_there(tmp_path):
+    layers = [LayerWeights("a", "", blobs=[W, B]), LayerWeights("b", "", blobs=[None, B.copy()])]
+    write_caffemodel(tmp_path / "x.h5", CaffeModel("", layers))
+    assert read_caffemodel(tmp_path / "x.h5").layers[1].blobs[0] is None
+
+
+@pytest.mark.parametrize("names", [["a", "a"], [""], ["."], ["/a"], ["a//b"], ["a\0"], ["a", "a/0"]])
+def test_names_that_hdf5_cannot_hold_lose_nothing(tmp_path, names):
+    layers = [LayerWeights(name, "PReLU", blobs=[B + i]) for i, name in enumerate(names)]
+    with pytest.raises(WeightsError, match="HDF5 files"):
+        write_caffemodel(tmp_path / "x.h5", CaffeModel("", layers))
+    assert not list(tmp_path.iterdir())
+    write_caffemodel(tmp_path / "x.h5", CaffeModel("", [LayerWeights(name, "ReLU") for name in names]))

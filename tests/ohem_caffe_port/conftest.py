@@ -27,20 +27,6 @@ def build():
     return make
 
 
-@pytest.fixture(scope="session")
-def inputs_of():
-    """``inputs_of(x=(2, 3), y=(2,))``: the text of Input layers of these names and shapes."""
-
-    def make(**shapes):
-        text = ""
-        for name, shape in shapes.items():
-            dims = " ".join(f"dim: {d}" for d in shape)
-            text += f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ shape {{ {dims} }} }} }}\n'
-        return text
-
-    return make
-
-
 @pytest.fixture
 def feed():
     """``feed(x=[array, ...])``: the text of a data layer that hands out one array for each pass, in turn.

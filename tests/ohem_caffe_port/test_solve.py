@@ -155,7 +155,7 @@ def test_hdf5_snapshots(make_solver, tmp_path):
 
 
 def test_shared_tensors_in_hdf5(tmp_path, build, inputs_of):
-    """Caffe stores them under the first layer; loading gives them to all."""
+    """They are stored once, with a link from each further layer, which Caffe leaves out; loading gives them to all."""
     shared = """
     layer { name: "a" type: "InnerProduct" bottom: "x" top: "a" param { name: "w" } param { name: "b" }
             inner_product_param { num_output: 3 weight_filler { type: "gaussian" std: 1 } } }
@@ -164,6 +164,9 @@ def test_shared_tensors_in_hdf5(tmp_path, build, inputs_of):
     """
     net = build(inputs_of(x=(1, 3)) + shared)
     write_caffemodel(tmp_path / "m.h5", to_caffemodel(net))
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        assert file["data/a/0"] == file["data/b/0"]
+        del file["data/b/0"]
     by_name = {layer.name: layer.blobs for layer in read_caffemodel(tmp_path / "m.h5").layers}
     assert by_name["b"][0] is None
     again = build(inputs_of(x=(1, 3)) + shared)

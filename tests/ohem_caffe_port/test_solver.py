@@ -355,3 +355,11 @@ def test_the_state_is_caffes(make_solver, tmp_path):
     expected = [h[slot] for slot in (0, 1) for h in solver.history]
     assert [h.shape for h in state.history] == [(2, 3), (2,), (2, 3), (2,)]
     assert all(np.array_equal(a, b) for a, b in zip(state.history, expected, strict=True))
+
+
+def test_a_loss_of_many_values_counts_as_their_sum(feed):
+    xs = np.arange(6.0).reshape(1, 2, 3)
+    text = feed(x=xs) + 'layer { name: "p" type: "Scale" bottom: "x" top: "y" loss_weight: 0.5 }'
+    solver = Solver(prototxt.parse_solver(f"train_net: 'net' {FIXED}"), Net(prototxt.parse_net(text)))
+    solver.step(1)
+    assert (solver.loss, solver.losses) == (7.5, {"y": 15.0})

@@ -2,8 +2,6 @@
 
 import pytest
 
-from ohem_caffe_port.summary import _short
-
 NET = """
 layer { name: "conv" type: "Convolution" bottom: "x" top: "c" param { lr_mult: 0 } param { lr_mult: 0 }
         convolution_param { num_output: 4 kernel_size: 3 group: 1 } }
@@ -59,14 +57,6 @@ def test_table_and_dict(summary):
     as_dict = summary.as_dict()
     assert as_dict["parameters"] == summary.parameters
     assert as_dict["layers"][-1]["name"] == "loss"
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(0, "0"), (999, "999"), (1000, "1.00 k"), (138_357_544, "138 M"), (15.5e9, "15.5 G"), (4e13, "40.0 T")],
-)
-def test_short_numbers(number, text):
-    assert _short(number) == text
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,14 @@ def tools():
         import _cli
 
         loaded = {"cli": _cli}
-        for name in ("train_from_prototxt", "test_from_prototxt", "rpn_generate", "net_info", "upgrade_prototxt"):
+        for name in (
+            "train_from_prototxt",
+            "test_from_prototxt",
+            "rpn_generate",
+            "net_info",
+            "upgrade_prototxt",
+            "convert",
+        ):
             spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
             loaded[name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(loaded[name])

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from converters.convert import convert
 from ohem_caffe_port.data.shapes import SHAPE_CLASSES
 from ohem_caffe_port.evaluate import load_detections, read_comp4
 
@@ -42,6 +43,15 @@ def test_testing(workspace):
     for name, boxes in zip(classes[1:], all_boxes[1:], strict=True):
         assert len(detections[name][0]) == sum(map(len, boxes))
     assert sum(len(dets) for boxes in all_boxes for dets in boxes)
+
+
+def test_weights_of_other_formats(workspace):
+    convert(SNAPSHOT, "w.safetensors", "safetensors")
+    assert workspace.test().code == workspace.test("--net", "w.safetensors", "--output", "b").code == 0
+    ours, theirs = (load_detections(f"{folder}/detections.npz")[0] for folder in ("new", "b"))
+    for one, other in zip(ours[1:], theirs[1:], strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_pictures(workspace):

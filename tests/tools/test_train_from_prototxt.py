@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from converters import read_caffemodel, read_solverstate
+from converters.convert import convert
 from ohem_caffe_port.solver import Solver
 
 VOC = Path("data/shapes/VOCdevkit2007/VOC2007")
@@ -52,6 +53,13 @@ def test_training(workspace):
     assert len(re.findall(r"iteration [123]: loss \d+\.\d{4} \(loss_cls \S+ loss_bbox \S+\) lr 0.001", done.out)) == 3
     assert done.out.rstrip().endswith("last snapshot: new/tiny_iter_3.caffemodel")
     assert read_solverstate("new/tiny_iter_3.solverstate").iter == 3
+
+
+def test_weights_of_other_formats(workspace):
+    convert(SNAPSHOT, "w.safetensors", "safetensors")
+    assert workspace.train("--weights", SNAPSHOT, "--output", "a").code == 0
+    assert workspace.train("--weights", "w.safetensors", "--output", "b").code == 0
+    assert_same_weights("a/tiny_iter_3.caffemodel", "b/tiny_iter_3.caffemodel")
 
 
 def test_the_result_does_not_depend_on_the_run(workspace):
@@ -331,7 +339,7 @@ BAD_WEIGHTS = {
     "cut off": (lambda w: w.cut(SNAPSHOT), f"--weights {SNAPSHOT}", ["tiny_iter_2.caffemodel", "cut off or damaged"]),
     "empty": (lambda w: w.write("w"), "--weights w", ["w: the file is empty"]),
     "a prototxt": (untouched, f"--weights {NET}", ["train.prototxt: is a text file (a prototxt?)", "wrong order"]),
-    "a solverstate": (untouched, f"--weights {STATE}", ["is not a .caffemodel"]),
+    "a solverstate": (untouched, f"--weights {STATE}", ["holds a solver state, no weights"]),
     "of another net": (
         lambda w: w.write_weights("w", fc_a=[(2, 3)]), "--weights w", ["no layer of the file is in the net", "fc_a"],
     ),
