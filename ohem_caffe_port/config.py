@@ -21,6 +21,7 @@ RANGES = {
     "TRAIN.BATCH_SIZE": (-1, math.inf),
     "TRAIN.FG_FRACTION": (0, 1),
     "TRAIN.RPN_FG_FRACTION": (0, 1),
+    "TRAIN.OHEM_RATIO": (0, 1),
     "TRAIN.RPN_BATCHSIZE": (1, math.inf),
     "TRAIN.SCALE_MULTIPLE_OF": (1, math.inf),
     "TRAIN.SNAPSHOT_ITERS": (1, math.inf),
@@ -100,6 +101,9 @@ class TrainConfig:
     USE_OHEM: bool = False  # all RoIs of an image go into the net; implied by a net that mines
     OHEM_USE_NMS: bool = True
     OHEM_NMS_THRESH: float = 0.7
+    OHEM_RATIO: float = 0.0  # adversarial-frcnn: from 0.1 on, this share of the hard RoIs is random foreground
+    OHEM_HARD_NEG: bool = True  # and the rest the hardest background, or with False random background too
+    USE_ASDN: bool = False  # OHEMDataLayer has one more top, the class probabilities of the RoIs that it chose
     IMDB: str = ""  # data set when --imdb is not given
     # MNC: a list has one value for each group of RoIs; FG_FRACTION and BG_THRESH_* of its files are the keys with _LIST
     FG_FRACTION_LIST: tuple = (0.3,)

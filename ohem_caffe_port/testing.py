@@ -13,6 +13,7 @@ from .detect import detections_by_class, detector_form, im_detect
 from .errors import PortError
 from .evaluate import VocResult, evaluate_voc, read_comp4
 from .net import Net
+from .single_shot import detection_layer, im_detect_rows, rows_by_class
 
 
 def test_net(
@@ -26,7 +27,8 @@ def test_net(
 ) -> list[list[np.ndarray]]:
     """Detections of all images of ``imdb``: ``all_boxes[class][image]`` is ``[N, 5]`` ``(x1, y1, x2, y2, score)``.
 
-    Proposals are the roidb's boxes that are no ground truth, as in the original's ``test_net``, or the net's own.
+    Proposals are the roidb's boxes that are no ground truth, as in the original's ``test_net``, or the net's own. A net
+    that ends in DetectionOutput takes images alone.
 
     Args:
         thresh, max_per_image: see :func:`detections_by_class`.
@@ -35,25 +37,30 @@ def test_net(
     Raises:
         PortError: an image without proposals, or a net with another number of classes than the data set.
     """
-    form = detector_form(net, cfg)
-    if form.classes != imdb.num_classes:
+    shot = detection_layer(net)
+    form = None if shot else detector_form(net, cfg)
+    classes = shot.param.detection_output_param.num_classes if shot else form.classes
+    if classes != imdb.num_classes:
         raise PortError(
-            f"the net scores {form.classes} classes, {imdb.name} has {imdb.num_classes} (background included)",
+            f"the net scores {classes} classes, {imdb.name} has {imdb.num_classes} (background included)",
             file=net.source,
             hint="give the data set that the net was trained for",
         )
     proposals: list = [None] * imdb.num_images
-    if not form.has_rpn:
+    if form and not form.has_rpn:
         proposals = [entry["boxes"][entry["gt_classes"] == 0] for entry in imdb.roidb]
         for i, boxes in enumerate(proposals):
             if not len(boxes):
                 hint = "give proposals for this image set"
                 raise PortError(f"image {imdb.image_index[i]} has no proposals", hint=hint)
     all_boxes: list[list[np.ndarray]] = [[] for _ in range(imdb.num_classes)]
+    limits = {"thresh": thresh, "max_per_image": max_per_image}
     for i in range(imdb.num_images):
         image = read_image(imdb.image_path_at(i))
-        scores, boxes = im_detect(net, image, proposals[i], cfg)
-        dets = detections_by_class(scores, boxes, cfg, thresh=thresh, max_per_image=max_per_image)
+        if shot:
+            dets = rows_by_class(im_detect_rows(net, image, cfg), classes, **limits)
+        else:
+            dets = detections_by_class(*im_detect(net, image, proposals[i], cfg), cfg, **limits)
         for cls, found in enumerate(dets):
             all_boxes[cls].append(found)
         on_image(i, image, dets)

@@ -159,6 +159,20 @@ def test_a_perturbed_layer_fails(golden_data, tmp_path, key):
     assert golden.replay_layer(folder / path.name, entry)["ok"] is False
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("Loss__joint", "din/2/mask_pred"), ("Loss__joint", "loss/3"), ("Data__joint", "out/2/mask_thres"),
+     ("PretrainLoss__dropneg", "np_next_randint"), ("OhemRatio__rand", "hard_inds")],
+)  # fmt: skip
+def test_a_perturbed_call_fails(tmp_path, name, key):
+    path, entry = CASES[f"asdn/{name}"]
+    folder = copy_of(path.parent, tmp_path / "asdn", {})
+    arrays = dict(np.load(folder / f"{name}.npz"))
+    arrays[key] = arrays[key] + 1
+    np.savez(folder / f"{name}.npz", **arrays)
+    assert golden.replay_python_layer(folder / name, entry)["ok"] is False
+
+
 @pytest.mark.parametrize("files", [(), ("index.json",), ("info.json",)])
 def test_a_folder_of_no_known_form(tmp_path, run_main, files):
     for name in files:

@@ -22,6 +22,7 @@ from ohem_caffe_port.draw import draw_detections
 from ohem_caffe_port.errors import PortError
 from ohem_caffe_port.evaluate import save_detections, write_comp4
 from ohem_caffe_port.net import Net
+from ohem_caffe_port.single_shot import detection_layer
 from ohem_caffe_port.testing import evaluate_results, test_net
 from ohem_caffe_port.weights import copy_from
 from prototxt.files import replacing
@@ -62,7 +63,8 @@ def main() -> int:
     unset = [layer for layer, _, verdict in report.rows if verdict == "not in the file"]
     if unset:
         _cli.show([f"these layers keep their initial values: {', '.join(unset)}"])
-    method = "gt" if detector_form(net, cfg).has_rpn else cfg.TEST.PROPOSAL_METHOD
+    own_boxes = detection_layer(net) or detector_form(net, cfg).has_rpn
+    method = "gt" if own_boxes else cfg.TEST.PROPOSAL_METHOD
     imdb = _cli.open_imdb(args, cfg, args.imdb or cfg.TEST.IMDB or DEFAULT_IMDB, method)
     output = Path(args.output or Path("output") / cfg.EXP_DIR / imdb.name / Path(args.caffemodel).stem)
 

@@ -55,7 +55,7 @@ class MinibatchLoader:
             raise PortError(
                 f"TRAIN.IMS_PER_BATCH ({train.IMS_PER_BATCH}) must divide TRAIN.BATCH_SIZE ({train.BATCH_SIZE})"
             )
-        largest = max(int(entry["max_classes"].max()) for entry in roidb)
+        largest = max(int(entry["max_classes"].max(initial=0)) for entry in roidb)
         if largest >= num_classes:
             raise PortError(
                 f"the data set has class {largest}, the net's data layer num_classes {num_classes}",

@@ -107,7 +107,7 @@ class MultiBoxLoss(LossLayer):
                 0, image * count + prior, own, "amax", include_self=False
             )  # of several the last class
             label = label.view(batch, count)
-            chosen = torch.ones(batch, count, dtype=torch.bool, device=loc.device)
+            chosen = self.unmined(matches, overlaps)
             if p.mining_type != p.NONE:
                 hardness = multibox_conf_loss(conf, label, self.conf_loss)
                 if p.mining_type == p.HARD_EXAMPLE:
@@ -115,14 +115,34 @@ class MultiBoxLoss(LossLayer):
                 chosen = self._mine(hardness, matches[..., 0], overlaps[..., 0], bottoms, loc, priors, coding, truth)
         kept = chosen[image, prior]
         image, prior, place, own, diff = image[kept], prior[kept], place[kept], own[kept], diff[kept]
-        slope = diff.clamp(-1, 1) if self.loc_loss == "SMOOTH_L1" else diff
-        box_loss = given_gradient(multibox_loc_loss(diff, self.loc_loss).sum(), loc[image, prior, place], slope)
-        if self.conf_loss == "SOFTMAX":
-            class_loss = self._softmax_loss(conf[chosen], label[chosen])
-        else:
-            class_loss = self._logistic_loss(conf, chosen, image, prior, own)
+        box_loss = self.box_loss(loc[image, prior, place], diff)
+        class_loss = self.class_loss(conf, label, chosen, image, prior, own)
         total = self.weights[0] * box_loss + self.weights[1] * class_loss
-        return [total / self.normalizer(self.mode, batch, batch * count, torch.tensor(len(image)))]
+        return [self.normalized(total, batch, count, len(image))]
+
+    # ---- what the losses after this one do otherwise
+
+    def unmined(self, matches, overlaps):
+        """The priors whose class counts where nothing is mined, ``[B, P]`` bool: all of them."""
+        return torch.ones(matches.shape[:2], dtype=torch.bool, device=matches.device)
+
+    def box_loss(self, predictions, diff):
+        """Of the matched predictions ``[M, 4]`` and what they and their targets differ by."""
+        slope = diff.clamp(-1, 1) if self.loc_loss == "SMOOTH_L1" else diff
+        return given_gradient(multibox_loc_loss(diff, self.loc_loss).sum(), predictions, slope)
+
+    def class_loss(self, conf, label, chosen, image, prior, own):
+        """Of scores ``[B, P, C]`` where ``chosen`` ``[B, P]``; ``label`` is each prior's, the background's where there
+        is no match, and the matches are ``own[m]`` at ``(image[m], prior[m])``."""
+        if self.conf_loss == "SOFTMAX":
+            return self._softmax_loss(conf[chosen], label[chosen])
+        return self._logistic_loss(conf, chosen, image, prior, own)
+
+    def normalized(self, total, batch: int, count: int, matched: int):
+        """The sum by what ``loss_param`` says."""
+        return total / self.normalizer(self.mode, batch, batch * count, torch.tensor(matched))
+
+    # ---- ground truth, matching, mining
 
     def _ground_truth(self, blob, batch, device):
         """``[(labels [G], boxes [G, 4])]``, one for each image.

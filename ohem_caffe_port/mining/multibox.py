@@ -119,6 +119,8 @@ def hardest(
     more are passed over, and boxes smaller than 1e-5 too; ``top_k >= 0`` limits how many enter the suppression (0,
     which is what a ``nms_param`` without ``top_k`` says, leaves nothing).
     """
+    if not loss.numel():
+        return torch.zeros_like(eligible)
     order = torch.where(eligible, loss, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.arange(loss.shape[1], device=loss.device)
     chosen = rank < count[:, None]

@@ -19,6 +19,39 @@ def _log(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def roi_cls_loss(cls_prob: Tensor, labels: Tensor) -> Tensor:
+    """``-log(max(p[label], 2.2e-16))`` of every RoI, ``[R, C], [R] -> [R]`` float64; the logarithm is taken in the type
+    of ``cls_prob``."""
+    prob = cls_prob.gather(1, labels.long()[:, None])[:, 0]
+    return torch.where(prob > _EPS, -_log(prob.clamp(min=_EPS)).double(), -math.log(_EPS))
+
+
+@torch.no_grad()
+def roi_loc_loss(
+    labels: Tensor,
+    bbox_pred: Tensor,
+    bbox_targets: Tensor,
+    bbox_inside_weights: Tensor,
+    bbox_outside_weights: Tensor,
+) -> Tensor:
+    """Box loss of every RoI, ``[R]`` float64: for RoIs with ``label > 0`` the sum over coordinates with a non-zero
+    inside weight of ``outside * smoothL1(inside * (pred - target))``, sigma fixed to 1, not divided by anything.
+
+    The difference is taken in the type of ``bbox_pred``, squared and summed in float64. All but ``labels`` ``[R]`` are
+    ``[R, 4C]``.
+    """
+    foreground = labels > 0
+    # the few rows of foreground; on a GPU all, since to find those few its host would have to wait
+    rows = torch.arange(len(labels), device=labels.device) if labels.is_cuda else foreground.nonzero()[:, 0]
+    inside = bbox_inside_weights[rows]
+    x = inside * (bbox_pred[rows] - bbox_targets[rows])
+    magnitude = x.double().abs()
+    error = torch.where(magnitude < 1, 0.5 * magnitude * magnitude, magnitude - 0.5)
+    counts = (inside != 0) & foreground[rows, None]
+    error = torch.where(counts, bbox_outside_weights[rows].double() * error, 0.0)
+    return error.new_zeros(len(labels)).index_copy_(0, rows, error.sum(1))
+
+
 def ohem_roi_loss(
     cls_prob: Tensor,
     labels: Tensor,
@@ -27,12 +60,8 @@ def ohem_roi_loss(
     bbox_inside_weights: Tensor | None = None,
     bbox_outside_weights: Tensor | None = None,
 ) -> Tensor:
-    """Loss of every RoI under the current network, ``[R]`` float64: log loss plus smooth-L1 box loss.
-
-    As in the original's ``OHEMDataLayer.forward``: ``-log(max(p[label], 2.2e-16))`` (the logarithm in the type of
-    ``cls_prob``, the sum in float64), and for RoIs with ``label > 0`` the sum over coordinates with a non-zero inside
-    weight of ``outside * smoothL1(inside * (pred - target))``, sigma fixed to 1, not divided by the number of RoIs.
-    The difference is taken in the type of ``bbox_pred``, squared and summed in float64.
+    """Loss of every RoI under the current network, ``[R]`` float64: :func:`roi_cls_loss` plus :func:`roi_loc_loss`, as
+    in the original's ``OHEMDataLayer.forward``.
 
     Args:
         cls_prob: ``[R, C]`` softmax probabilities.
@@ -40,18 +69,10 @@ def ohem_roi_loss(
         bbox_pred, bbox_targets, bbox_inside_weights, bbox_outside_weights: ``[R, 4C]``; leave out for a ranking by
             classification loss alone.
     """
-    index = labels.long()
-    prob = cls_prob.gather(1, index[:, None])[:, 0]
-    loss = torch.where(prob > _EPS, -_log(prob.clamp(min=_EPS)).double(), -math.log(_EPS))
-    if bbox_pred is not None:
-        foreground = (index > 0).nonzero()[:, 0]
-        inside = bbox_inside_weights[foreground]
-        x = inside * (bbox_pred[foreground] - bbox_targets[foreground])
-        magnitude = x.double().abs()
-        error = torch.where(magnitude < 1, 0.5 * magnitude * magnitude, magnitude - 0.5)
-        error = torch.where(inside != 0, bbox_outside_weights[foreground].double() * error, 0.0)
-        loss[foreground] += error.sum(1)
-    return loss
+    loss = roi_cls_loss(cls_prob, labels)
+    if bbox_pred is None:
+        return loss
+    return loss + roi_loc_loss(labels, bbox_pred, bbox_targets, bbox_inside_weights, bbox_outside_weights)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops.std_sort import std_sort_descending
+from .ranks import rank_in_groups
 
 
 @torch.no_grad()
@@ -19,11 +20,5 @@ def hardest_per_image(loss: Tensor, image: Tensor, count: int) -> Tensor:
         loss: ``[R]``, of any kind.
         image: ``[R]``, the image of each RoI; negative ones are never chosen.
     """
-    order = std_sort_descending(loss)
-    by_image = order[torch.sort(image[order], stable=True).indices]
-    groups = image[by_image]
-    places = torch.arange(len(loss), device=loss.device)
-    rank = places - torch.searchsorted(groups.contiguous(), groups.contiguous())
-    chosen = torch.zeros(len(loss), dtype=torch.bool, device=loss.device)
-    chosen[by_image] = (rank < count) & (groups >= 0)
-    return chosen
+    rank = rank_in_groups(std_sort_descending(loss), image)
+    return (rank < count) & (image >= 0)

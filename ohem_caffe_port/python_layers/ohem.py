@@ -5,10 +5,17 @@ from __future__ import annotations
 import torch
 
 from ..layers import PythonLayer, register_python
-from ..mining import easy_rois_zeroed, ohem_roi_loss, select_hard_rois
+from ..mining import (
+    Examples,
+    easy_rois_zeroed,
+    roi_cls_loss,
+    roi_loc_loss,
+    select_hard_rois,
+    select_rois_by_ratio,
+)
 
 
-class _MiningLayer(PythonLayer):
+class MiningLayer(PythonLayer):
     """Bottoms: class probabilities, box predictions, rois, labels, and with ``TRAIN.BBOX_REG`` bbox_targets,
     bbox_inside_weights, bbox_outside_weights; all with one row for each RoI. ``param_str``: ``'num_classes': 21``."""
 
@@ -23,34 +30,74 @@ class _MiningLayer(PythonLayer):
         wanted = (4 + self.box_bottoms, len(self.top_names) - (0 if cfg.BBOX_REG else 3))
         given = (len(self.param.bottom), len(self.param.top))
         if given != wanted:
-            raise self.error(f"takes {wanted[0]} bottoms and makes {wanted[1]} tops (TRAIN.BBOX_REG {cfg.BBOX_REG}); "
-                             f"it has {given[0]} and {given[1]}")  # fmt: skip
+            raise self.error(f"takes {wanted[0]} bottoms and makes {wanted[1]} tops (TRAIN.BBOX_REG {cfg.BBOX_REG}, "
+                             f"USE_ASDN {cfg.USE_ASDN}); it has {given[0]} and {given[1]}")  # fmt: skip
         if bottoms[0].shape[1] != self.num_classes:
             raise self.error(
                 f"num_classes is {self.num_classes}, but '{self.param.bottom[0]}' has {bottoms[0].shape[1]} columns"
             )
 
-    def select(self, bottoms):
-        """Indices of the hard RoIs and the loss of all of them; both are kept for whoever wants to look."""
-        cfg = self.context.cfg.TRAIN
+    def examples(self, bottoms) -> Examples:
+        """All RoIs with their losses."""
         rows = [b.flatten(1) if b.dim() > 2 else b for b in bottoms]
         cls_prob, bbox_pred, rois, labels = rows[:4]
-        box = (bbox_pred, *rows[4:7]) if self.box_bottoms else ()
-        self.roi_loss = ohem_roi_loss(cls_prob, labels.reshape(-1), *box)
-        thresh = cfg.OHEM_NMS_THRESH if cfg.OHEM_USE_NMS else None
-        self.hard_inds = select_hard_rois(self.roi_loss, rois, labels.reshape(-1), cfg.BATCH_SIZE, nms_thresh=thresh)
+        labels = labels.reshape(-1)
+        loc_loss = roi_loc_loss(labels, bbox_pred, *rows[4:7]) if self.box_bottoms else None
+        return Examples(roi_cls_loss(cls_prob, labels), labels, loc_loss, rois)
+
+    def select(self, bottoms):
+        """Indices of the hard RoIs and the loss of all of them; both are kept for whoever wants to look."""
+        examples = self.examples(bottoms)
+        self.roi_loss, self.hard_inds = examples.loss, self.choose(examples)
         return self.hard_inds
+
+    def choose(self, examples: Examples):
+        """Indices of the hard RoIs, hardest first."""
+        batch_size, thresh = self.context.cfg.TRAIN.BATCH_SIZE, self.nms_thresh
+        return select_hard_rois(examples.loss, examples.rois, examples.labels, batch_size, nms_thresh=thresh)
+
+    @property
+    def nms_thresh(self) -> float | None:
+        cfg = self.context.cfg.TRAIN
+        return cfg.OHEM_NMS_THRESH if cfg.OHEM_USE_NMS else None
 
 
 @register_python("roi_data_layer.layer", "OHEMDataLayer")
-class OHEMDataLayer(_MiningLayer):
+class OHEMDataLayer(MiningLayer):
     """The original's ``hard_roi_mining`` layer: the ``TRAIN.BATCH_SIZE`` RoIs with the highest loss after NMS among
     RoIs of one image and label. Tops: rois_hard, labels_hard, bbox_targets_hard, bbox_inside_weights_hard,
-    bbox_outside_weights_hard, hardest RoI first. See :mod:`ohem_caffe_port.mining`."""
+    bbox_outside_weights_hard, hardest RoI first. See :mod:`ohem_caffe_port.mining`.
+
+    adversarial-frcnn's variant is switched on by its keys. ``TRAIN.USE_ASDN``: a last top, the class probabilities of
+    the chosen RoIs. ``TRAIN.OHEM_RATIO`` from 0.1 on: :func:`~ohem_caffe_port.mining.select_rois_by_ratio` chooses (of
+    background the hardest with ``TRAIN.OHEM_HARD_NEG``), save in pass ``k`` (from 1) with ``k % iter_size <
+    maintain_before``, both of ``param_str`` (1, 0); ``corrected`` there is that function's.
+    """
 
     top_names = (
         "rois_hard", "labels_hard", "bbox_targets_hard", "bbox_inside_weights_hard", "bbox_outside_weights_hard",
     )  # fmt: skip
+
+    def setup(self, bottoms):
+        if self.context.cfg.TRAIN.USE_ASDN:
+            self.top_names = (*self.top_names, "prop_before")
+        super().setup(bottoms)
+        self.iter_size = self.setting("iter_size", int, 1)
+        self.maintain_before = self.setting("maintain_before", int, 0)
+        if self.iter_size < 1:
+            raise self.error(f"'iter_size' must be positive, not {self.iter_size}", field="python_param.param_str")
+        self.corrected, self.passes = self.setting("corrected", bool, False), 0
+
+    def choose(self, examples):
+        cfg = self.context.cfg.TRAIN
+        self.passes = (self.passes + 1) % self.iter_size
+        if self.passes < self.maintain_before or cfg.OHEM_RATIO < 0.1:
+            return super().choose(examples)
+        return select_rois_by_ratio(
+            examples.loss, examples.rois, examples.labels, cfg.BATCH_SIZE, ratio=cfg.OHEM_RATIO,
+            hard_negative=cfg.OHEM_HARD_NEG, nms_thresh=self.nms_thresh, rng=self.context.rng,
+            corrected=self.corrected,
+        )  # fmt: skip
 
     def infer(self, bottoms):
         rows = min(len(bottoms[2]), self.context.cfg.TRAIN.BATCH_SIZE)
@@ -61,11 +108,12 @@ class OHEMDataLayer(_MiningLayer):
         return [b.index_select(0, hard_inds) for b in self._gathered(bottoms)]
 
     def _gathered(self, bottoms):
-        return bottoms[2 : 4 + self.box_bottoms]
+        probabilities = bottoms[:1] if self.context.cfg.TRAIN.USE_ASDN else []
+        return [*bottoms[2 : 4 + self.box_bottoms], *probabilities]
 
 
 @register_python("ohem_caffe_port.python_layers", "OHEMMaskLayer")
-class OHEMMaskLayer(_MiningLayer):
+class OHEMMaskLayer(MiningLayer):
     """OHEM the naive way (paper, section 4.3): one branch computes all RoIs, and the losses of easy ones are zeroed.
 
     Tops: labels (easy RoIs get the ignore label -1), bbox_inside_weights and bbox_outside_weights (zero for easy RoIs,

@@ -12,6 +12,7 @@ import ohem_caffe_port.python_layers  # noqa: F401  fills the registry
 import prototxt
 from ohem_caffe_port.config import Config
 from ohem_caffe_port.layers import PYTHON_LAYERS
+from ohem_caffe_port.mining import select_rois_by_ratio
 from ohem_caffe_port.net import Net
 
 from .common import Differences, flat, replay_index
@@ -21,9 +22,9 @@ WHOLE = ("labels", "weights")  # in the names of tops with values that are exact
 
 
 def unknown_python_layers(base: Path, entry: dict) -> set[str]:
-    """What a case needs and is not here: Python layers that are not registered, or a form that cannot be replayed."""
-    if "cfg_overrides" not in entry:
-        return {entry.get("layer") or entry["function"]}
+    """What a case needs and is not here: Python layers that are not registered, or another function."""
+    if "function" in entry:
+        return {entry["function"]} - {"get_ohem_minibatch_ratio"}
     net = prototxt.read_net(f"{base}.prototxt")
     layers = {(x.python_param.module, x.python_param.layer) for x in net.layer if x.type == "Python"}
     return {".".join(key) for key in layers - set(PYTHON_LAYERS)}
@@ -31,6 +32,10 @@ def unknown_python_layers(base: Path, entry: dict) -> set[str]:
 
 def replay_python_layer(base: Path, entry: dict) -> dict:
     """One case: the tops for the recorded bottoms, and the next numbers of the random stream."""
+    if "function" in entry:
+        return replay_ratio(base, entry)
+    if "calls" in entry:
+        return replay_calls(base, entry)
     found = Differences(TIGHT)
     arrays = np.load(f"{base}.npz")
     cfg, phase = Config(), entry["phase"]
@@ -51,6 +56,54 @@ def replay_python_layer(base: Path, entry: dict) -> dict:
     digest = np.frombuffer(hashlib.sha1(keys.tobytes()).digest(), dtype=np.uint8)
     found.add("randomness", position, arrays["np_state_after/pos"], "np_state_after/pos")
     found.add("randomness", digest, arrays["np_state_after/keys_sha1"], "np_state_after/keys_sha1")
+    following = arrays["np_next_randint"]
+    found.add("randomness", rng.randint(0, 2**31 - 1, following.shape), following, "np_next_randint")
+    return found.report()
+
+
+def replay_calls(base: Path, entry: dict) -> dict:
+    """Several forwards of one net, each with a backward where there is a loss; the layers' state goes on between."""
+    found = Differences(TIGHT | {"losses": {"rel": 1e-6}, "gradients": {"rel": 1e-6}})
+    arrays = np.load(f"{base}.npz")
+    rng = np.random.RandomState(entry["np_seed"])
+    net = Net(f"{base}.prototxt", "TRAIN", rng=rng)
+    for call in range(entry["calls"]):
+        found.add("randomness", rng.get_state()[2], arrays[f"np_pos_before/{call}"], f"np_pos_before/{call}")
+        net(**{name: torch.from_numpy(arrays[f"in/{call}/{name}"]) for name in net.inputs})
+        found.add("randomness", rng.get_state()[2], arrays[f"np_pos_after/{call}"], f"np_pos_after/{call}")
+        for key in (key for key in arrays.files if key.startswith(f"out/{call}/")):
+            top = net.blobs[key.split("/")[2]]
+            whole = any(word in key for word in (*WHOLE, "mask"))
+            found.add("indices" if whole else "outputs", flat(top), arrays[key], key)
+        if f"loss/{call}" not in arrays:
+            continue
+        found.add("losses", flat(net.loss), arrays[f"loss/{call}"], f"loss/{call}")
+        weight = arrays[f"dout/{call}/loss"]
+        for name in (name for name in net.inputs if f"din/{call}/{name}" in arrays):
+            gradient = torch.zeros_like(net.blobs[name])
+            if net.loss.requires_grad:
+                (gradient,) = torch.autograd.grad(net.loss, net.blobs[name])
+            found.add("gradients", gradient, arrays[f"din/{call}/{name}"], f"din/{call}/{name}")
+            unweighted = arrays[f"din_after_forward/{call}/{name}"] * weight
+            found.add("gradients", gradient, unweighted, f"din_after_forward/{call}/{name}")
+    following = arrays["np_next_randint"]
+    found.add("randomness", rng.randint(0, 2**31 - 1, following.shape), following, "np_next_randint")
+    return found.report()
+
+
+def replay_ratio(base: Path, entry: dict) -> dict:
+    """adversarial-frcnn's choice of RoIs."""
+    found = Differences(TIGHT)
+    arrays = np.load(f"{base}.npz")
+    rng = np.random.RandomState(entry["np_seed"])
+    given = {key[3:]: torch.from_numpy(arrays[key]) for key in arrays.files if key.startswith("in/")}
+    chosen = select_rois_by_ratio(
+        given["loss"], given["rois"], given["labels"], entry["batch"], ratio=entry["ratio"],
+        hard_negative=entry["hard_negative"], nms_thresh=0.7 if entry["use_nms"] else None, rng=rng,
+    )  # fmt: skip
+    found.add("indices", chosen, arrays["hard_inds"], "hard_inds")
+    for key in (key for key in arrays.files if key.startswith("out/")):
+        found.add("indices", given[key[4:].removesuffix("_hard")][chosen], arrays[key], key)
     following = arrays["np_next_randint"]
     found.add("randomness", rng.randint(0, 2**31 - 1, following.shape), following, "np_next_randint")
     return found.report()

@@ -137,10 +137,12 @@ def tools():
         for name in (
             "train_from_prototxt",
             "test_from_prototxt",
+            "compare_mining",
             "rpn_generate",
             "net_info",
             "upgrade_prototxt",
             "convert",
+            "copy_model",
         ):
             spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
             loaded[name] = importlib.util.module_from_spec(spec)
