@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import mmap
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +15,7 @@ from .errors import WeightsError
 
 _PIECE = 1 << 20  # bytes: larger writes from a mapped file take twice as long on ext4, smaller ones gain nothing
 _MAX_AXES = 32
+_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14 and later
 
 
 class Dtype(NamedTuple):
@@ -85,13 +89,36 @@ class Pieces:
     def __iter__(self) -> Iterator[np.ndarray]:
         if self.array.dtype == self.dtype and self.array.flags.c_contiguous:
             data = self.array.reshape(-1).view(np.uint8)
-            yield from (data[start : start + _PIECE] for start in range(0, len(data), _PIECE))
+            fetch = _fetcher(data)
+            for start in range(0, len(data), _PIECE):
+                fetch(start)
+                yield data[start : start + _PIECE]
         elif self.array.size:
             flags = ["external_loop", "buffered"]
             options = {"order": "C", "casting": "unsafe", "buffersize": _PIECE // 8}
             with np.nditer(self.array, flags, [["readonly", "contig"]], [self.dtype], **options) as runs:
                 for values in runs:
                     yield values.view(np.uint8)
+
+
+def _fetcher(data: np.ndarray) -> Callable[[int], None]:
+    """A function that maps the pages of the piece at ``start`` at once, where ``data`` is a view of a mapped file: to
+    write them is then a third faster than with a page fault for each few."""
+    base = data
+    while isinstance(base, np.ndarray):
+        base = base.base
+    file = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(file, mmap.mmap) or sys.platform != "linux":
+        return lambda start: None
+    places = [array.__array_interface__["data"][0] for array in (data, np.frombuffer(file, np.uint8))]
+    offset, end = places[0] - places[1], places[0] - places[1] + len(data)
+
+    def fetch(start: int) -> None:
+        first = (offset + start) // mmap.PAGESIZE * mmap.PAGESIZE
+        with suppress(OSError, ValueError):  # an older kernel: the pages come when they are used
+            file.madvise(_POPULATE_READ, first, min(offset + start + _PIECE, end) - first)
+
+    return fetch
 
 
 def flat(parts: Iterable) -> Iterator:
