@@ -20,7 +20,6 @@ setup(
         "PyYAML>=6",  # experiments/cfgs/*.yml and param_str
         "tqdm>=4.66",
         "rich>=13",  # tables
-        "safetensors>=0.4.5",
     ],
     extras_require={
         "hdf5": ["h5py>=3.10"],  # .caffemodel.h5, HDF5Data, HDF5Output
@@ -30,7 +29,7 @@ setup(
         "plots": ["matplotlib>=3.8"],  # the curves of compare_mining.py
         "test": [
             *("pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"),
-            *("h5py>=3.10", "lmdb>=1.4", "onnx>=1.16", "onnxruntime>=1.18"),
+            *("h5py>=3.10", "lmdb>=1.4", "onnx>=1.16", "onnxruntime>=1.18", "safetensors>=0.4.5"),
         ],
         "selective-search": ["opencv-contrib-python>=4.8"],
     },
