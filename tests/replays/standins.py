@@ -271,6 +271,7 @@ def settle_labels(net, phase: str, cfg) -> None:
             reshape_inputs(net, {layer.bottom[1]: (2, *DETECTNET_LABEL)})
         for b, bottom in enumerate(layer.bottom):
             compared = b and (_is_loss(layer) or layer.type in ("Accuracy", "SegAccuracy"))
+            compared = compared and not (layer.type == "Python" and len(layer.bottom) > 2)  # it may read rois, too
             if bottom in inputs and compared and bottom not in makers and layer.type != "MultiBoxLoss":
                 makers[bottom] = (i, layer.bottom[0], layer.type, layer)
     for top, (i, prediction, kind, reader) in makers.items():
