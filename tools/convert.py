@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     )
     group = parser.add_argument_group("net: checks the weights, and tells types, order and sharing")
     group.add_argument("--prototxt", metavar="FILE", help="the net's; needed for --to onnx")
-    group.add_argument("--phase", choices=["TRAIN", "TEST"], default="TEST", help="which of its layers [TEST]")
+    group.add_argument("--phase", choices=["TRAIN", "TEST"], help="which of its layers [TEST]")
     group.add_argument(
         "--shape", nargs="+", default=[], metavar="BLOB=N,C,H,W", help="shapes of inputs or data layers' tops"
     )
@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         "--lenient", action="store_true", help="list unknown prototxt fields instead of stopping at them"
     )
-    group.add_argument("--target", choices=["onnxruntime", "opencv"], default="onnxruntime",
+    group.add_argument("--target", choices=["onnxruntime", "opencv"],
                        help="what the ONNX file must run in; OpenCV 5 lacks some operators [onnxruntime]")  # fmt: skip
     group = parser.add_argument_group("looking")
     group.add_argument("--list", action="store_true", help="only show what is inside, write nothing")
@@ -66,10 +66,16 @@ def parse_args() -> argparse.Namespace:
     for name, value in vars(args).items():
         if value == "" or (isinstance(value, list) and "" in value):
             parser.error(f"{name}: a name is empty")
-    if args.out and (args.list or args.diff):
-        parser.error("--list and --diff write nothing: leave out --out")
-    if (args.shape or args.cfg or args.set) and not args.prototxt:
-        parser.error("--shape, --cfg and --set tell of the net: give --prototxt")
+    to = args.to or ("onnx" if args.out and args.out.endswith(".onnx") else None)
+    if (args.out or args.to) and (args.list or args.diff):
+        parser.error("--list and --diff write nothing: leave out --out and --to")
+    if (args.shape or args.cfg or args.set or args.phase or args.lenient) and not args.prototxt:
+        parser.error("--shape, --cfg, --set, --phase and --lenient tell of the net: give --prototxt")
+    if args.target and to != "onnx":
+        parser.error("--target is for --to onnx")
+    if args.caffe_names and to in ("caffemodel", "h5", "onnx"):
+        parser.error("--caffe-names is for safetensors, pt and npz")
+    args.phase, args.target = args.phase or "TEST", args.target or "onnxruntime"
     return args
 
 

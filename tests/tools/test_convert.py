@@ -383,3 +383,20 @@ def test_a_process_that_is_stopped_leaves_no_partial_file(tmp_path, number, code
         "a.caffemodel",
         "a.npz",
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--target", "opencv"), "--target is for --to onnx"),
+        (("--caffe-names", "--to", "h5"), "--caffe-names is for"),
+        (("--phase", "TRAIN"), "give --prototxt"),
+        (("--lenient",), "give --prototxt"),
+        (("--list", "--to", "pt"), "write nothing"),
+        (("--diff", "net.caffemodel", "--to", "pt"), "write nothing"),
+    ],
+)
+def test_no_option_is_ignored_in_silence(convert, options, message):
+    run = convert("net.caffemodel", *options)
+    assert (run.code, run.new) == (2, set())
+    assert message in run.err

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 
@@ -28,18 +27,6 @@ def make_layer(kind, bottoms, settings="", clock=None, **train):
     layer = create_layer(param, Context("TRAIN", cfg, clock=clock or Clock(0, 100)))
     layer.setup(bottoms)
     return layer
-
-
-@pytest.fixture
-def bottoms():
-    rng = np.random.default_rng(0)
-    corners = rng.integers(0, 60, (ROIS, 2))
-    rois = np.hstack([rng.integers(0, 2, (ROIS, 1)), corners, corners + rng.integers(5, 50, (ROIS, 2))])
-    prob = rng.dirichlet(np.ones(CLASSES), ROIS)
-    labels = rng.integers(0, CLASSES, ROIS)
-    inside = np.repeat(np.eye(CLASSES)[labels] * (labels > 0)[:, None], 4, axis=1)
-    pred, targets = rng.standard_normal((2, ROIS, 4 * CLASSES))
-    return [torch.tensor(a, dtype=torch.float32) for a in (prob, pred, rois, labels, targets, inside, inside)]
 
 
 @pytest.mark.parametrize(
