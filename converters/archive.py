@@ -30,7 +30,8 @@ def writing(path: str | os.PathLike) -> Iterator[Callable]:
 
     Raises :class:`prototxt.errors.CaffePortError` when the file cannot be written.
     """
-    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with replacing(path) as file:
+        archive = zipfile.ZipFile(file, "w")
 
         def add(name: str, *parts) -> None:
             size = sum(map(len, parts))
@@ -45,7 +46,11 @@ def writing(path: str | os.PathLike) -> Iterator[Callable]:
                 for part in flat(parts):
                     target.write(part)
 
-        yield add
+        try:
+            yield add
+            archive.close()
+        finally:
+            archive.fp = None  # an archive that is broken off stays unfinished: close() would complain of open entries
 
 
 def read_entries(path: str | os.PathLike, kind: str, *, packed: bool = True) -> dict[str, memoryview]:

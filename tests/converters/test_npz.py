@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import zipfile
 import zlib
 
@@ -168,3 +169,17 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, full_disk):
         write_npz(path, NamedArrays({"x": np.zeros(1 << 20)}))
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_a_signal_between_two_steps_of_zipfile(tmp_path, monkeypatch):
+    """It must end the process as it would elsewhere, and not as an error of the archive that is left half done."""
+
+    def stopped(archive, *args, opened=zipfile.ZipFile.open, **options):
+        kept.append(opened(archive, *args, **options))
+        sys.exit(143)
+
+    kept = []
+    monkeypatch.setattr(zipfile.ZipFile, "open", stopped)
+    with pytest.raises(SystemExit, match="143"):
+        write_npz(tmp_path / "a.npz", NamedArrays({"a": np.zeros(3, np.float32)}))
+    assert not list(tmp_path.iterdir())
