@@ -176,6 +176,12 @@ class Trainer:
             self.data_layer.loader.close()
         return paths
 
+    @property
+    def prefix(self) -> Path:
+        """What the names of the snapshots begin with."""
+        infix = f"_{self.cfg.TRAIN.SNAPSHOT_INFIX}" if self.cfg.TRAIN.SNAPSHOT_INFIX else ""
+        return self.output_dir / (Path(self.solver.param.snapshot_prefix or "snapshot").name + infix)
+
     def snapshot(self) -> Path:
         """Writes ``<prefix>_iter_<n>.caffemodel`` to test with, ``.solverstate`` and ``.resume.npz`` to resume from.
 
@@ -189,9 +195,7 @@ class Trainer:
                     layer=name,
                     hint="a lower base_lr is the usual cure",
                 )
-        infix = f"_{self.cfg.TRAIN.SNAPSHOT_INFIX}" if self.cfg.TRAIN.SNAPSHOT_INFIX else ""
-        prefix = self.output_dir / (Path(self.solver.param.snapshot_prefix or "snapshot").name + infix)
-        path = self.solver.snapshot_path(".caffemodel", prefix)
+        path = self.solver.snapshot_path(".caffemodel", self.prefix)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_unnormalized(self.net, path, self.means, self.stds, self.cfg)
         self.solver.save_state(path)
@@ -201,12 +205,14 @@ class Trainer:
 
     def _resume_state(self) -> dict[str, np.ndarray]:
         """What a ``.solverstate`` and a caffemodel for testing leave out: random streams, position in the data, the
-        normalised box regression and the losses that the display averages over."""
+        normalised box regression, what layers remember, and the losses that the display averages over."""
         state = {"torch_rng": torch.get_rng_state().numpy(), "recent_losses": np.array(self.solver._recent)}
         if self.net.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.net.device).numpy()
         for name, blobs in self._normalized_params():
             state |= {f"{name}/{j}": blob.detach().cpu().numpy() for j, blob in enumerate(blobs)}
+        for name, layer in self._remembering():
+            state |= {f"layer/{name}/{k}": v for k, v in layer.remembered().items()}
         state |= {f"net/{k}": v for k, v in rng_to_arrays(self.net.rng.get_state()).items()}
         return state | {f"data/{k}": v for k, v in self.data_layer.loader.state_dict().items()}
 
@@ -214,6 +220,10 @@ class Trainer:
         """Names and parameters of the layers that a caffemodel for testing holds un-normalised; bbox_pred always."""
         names = {"bbox_pred", *normalized_layers(self.net, self.means, self.stds, self.cfg)}
         return [(name, self.net.params[name]) for name in sorted(names) if name in self.net.params]
+
+    def _remembering(self):
+        """Names and layers that go on from pass to pass, by more than their parameters."""
+        return [(layer.name, layer) for layer in self.net.layers if hasattr(layer, "remembered")]
 
     def resume(self, path) -> list[str]:
         """Continues from a ``.solverstate``.
@@ -239,6 +249,11 @@ class Trainer:
                 for name, blobs in self._normalized_params():
                     for j, blob in enumerate(blobs):
                         blob.copy_(torch.from_numpy(state[f"{name}/{j}"].reshape(blob.shape)))
+            for name, layer in self._remembering():
+                prefix = f"layer/{name}/"
+                own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+                if own:  # older files have none
+                    layer.remember(own)
             self.data_layer.loader.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("data/")})
             self.net.rng.set_state(rng_from_arrays({k[4:]: v for k, v in state.items() if k.startswith("net/")}))
             self.solver._recent.extend(state["recent_losses"].astype(float).tolist())

@@ -18,14 +18,14 @@ def focal_gamma(layer, message) -> float:
     """``gamma``, or ``gama`` as early code spells it.
 
     Raises:
-        PortError: a negative one, or two that differ.
+        PortError: one that is negative or not finite, or two that differ.
     """
     gamma = message.gama if message.HasField("gama") and not message.HasField("gamma") else message.gamma
     if message.HasField("gama") and message.gama != gamma:
         raise layer.error(f"gama {message.gama:g} and gamma {gamma:g}", field="focal_loss_param.gamma",
                           hint="they are two spellings of one setting; state one")  # fmt: skip
-    if gamma < 0:
-        raise layer.error("must not be negative", field="focal_loss_param.gamma")
+    if not 0 <= gamma < math.inf:
+        raise layer.error("must be finite and not negative", field="focal_loss_param.gamma")
     return gamma
 
 
@@ -33,11 +33,11 @@ def focal_alpha(layer, message, default: float) -> float | list[float]:
     """``alpha``, or one for each class with ``alpha_balance``.
 
     Raises:
-        PortError: one that is not positive, or several without ``alpha_balance``.
+        PortError: one that is not positive or not finite, or several without ``alpha_balance``.
     """
     alpha = list(message.alpha)
-    if any(a <= 0 for a in alpha):
-        raise layer.error("must be positive", field="focal_loss_param.alpha")
+    if not all(0 < a < math.inf for a in alpha):
+        raise layer.error("must be positive and finite", field="focal_loss_param.alpha")
     if message.HasField("alpha_balance"):
         return alpha if message.alpha_balance else 1.0
     if len(alpha) > 1:
@@ -66,7 +66,7 @@ class FocalLoss(LossLayer):
     paper's FL*, ``-log(sigmoid(gamma x_t + beta)) / gamma``, without alpha. ``normalization`` is BATCH_SIZE unless
     stated (sciencefans/Focal-Loss), with ``activate`` or ``mode`` VALID; with ``mode`` VALID divides by the number of
     positives, at least 100. In sciencefans' own code alpha weighs negatives as well: two equal ``alpha`` with
-    ``alpha_balance`` do that.
+    ``alpha_balance`` do that, and a warning tells where no setting says which fork it is.
 
     ``valid_is_positive`` (ours) makes VALID the number of labels above 0, as the paper normalises. The ``gama`` of
     zimenglan's first day is read as ``gamma`` (alpha then 0.75): that code's loss was a constant and its gradient wrong
@@ -93,6 +93,11 @@ class FocalLoss(LossLayer):
         batch_size = self.sigmoid and not (p.HasField("activate") or p.HasField("mode"))
         self.mode = self.normalization(loss.BATCH_SIZE if batch_size else loss.VALID)
         self.linear = p.type == p.LINEAR or p.mode == p.REDUCTION
+        if self.sigmoid and self.param.type == "FocalLoss" and not self.param.HasField("focal_loss_param"):
+            same = "focal_loss_param { alpha_balance: true alpha: 0.25 alpha: 0.25 }"
+            self.warnings.append(
+                f"layer '{self.name}': negatives weigh 1 - alpha, 0.75; sciencefans' fork has alpha for both: {same}"
+            )
         if self.linear and self.sigmoid and not self.gamma:
             raise self.error("must be positive for FL*", field=f"{self.message}.gamma")
         if self.sigmoid and p.type == p.ONEADDP:
@@ -235,13 +240,14 @@ class SoftmaxWithFocalLoss(SoftmaxFocalLoss):
     def softmax_total(self, scores, index, counted):
         if not self.own:
             return super().softmax_total(scores, index, counted)
-        shape = math.prod(scores.shape[: self.axis]), scores.shape[self.axis], -1
+        outer, classes, inner = scores.shape[: self.axis], scores.shape[self.axis], scores.shape[self.axis + 1 :]
+        shape = math.prod(outer), classes, math.prod(inner)
         prob = torch.softmax(scores.detach(), self.axis).reshape(shape)
-        index, counted = index.reshape(shape[0], 1, -1), counted.reshape(shape[0], 1, -1)
+        index, counted = index.reshape(shape[0], 1, shape[2]), counted.reshape(shape[0], 1, shape[2])
         right = prob.gather(1, index).clamp(min=_FLT_MIN)
         scale, loss = self.alpha * (1 - right) ** self.gamma * counted, -torch.log(right)
         first = (prob * scale).scatter_add_(1, index, -scale)
-        places = torch.arange(prob[0].numel(), device=prob.device).view(prob.shape[1:])
+        places = torch.arange(classes * shape[2], device=prob.device).view(shape[1:])
         others = self.alpha * (1 - prob).clamp(min=_FLT_MIN) ** (self.gamma - 1) * right * prob * counted
         second = self.gamma * loss * torch.where(places == index, -scale * right, others)
         return given_gradient((scale * loss).sum(), scores, (first + second).view(scores.shape))
@@ -273,8 +279,8 @@ class SigmoidFocalLoss(FocalLoss):
             self.gamma, self.alpha = loss.gamma, list(loss.class_weighting) if loss.weight_by_label_freqs else -1.0
         if loss.weight_by_label_freqs and len(self.alpha) != 2:
             raise self.error(f"{len(self.alpha)} weights for 2 classes", field="loss_param.class_weighting")
-        if self.gamma < 0:
-            raise self.error("must not be negative", field="loss_param.gamma")
+        if not 0 <= self.gamma < math.inf:
+            raise self.error("must be finite and not negative", field="loss_param.gamma")
         if not self.derived:
             self.warnings.append(f"layer '{self.name}': its gradient of negatives is its fork's, not the derivative; "
                                  "with focal_loss_param {} it is the derivative")  # fmt: skip

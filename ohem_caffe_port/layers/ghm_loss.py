@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from prototxt.caffe_pb2 import FillerParameter
@@ -10,6 +12,8 @@ from ..mining import ghm_weights, ghmc_loss, ghmr_loss
 from .base import Layer, register
 from .loss import LossLayer, class_labels, given_gradient, refuse_gradient
 from .scale import not_learned
+
+MOST_BINS = 10**6
 
 
 class GradientAverage:
@@ -30,8 +34,9 @@ class GradientAverage:
         self.bins = p.bins if p.HasField("bins") else p.m if p.HasField("m") else bins
         self.momentum = p.momentum if p.HasField("momentum") else p.alpha if p.HasField("alpha") else momentum
         self.rule = p.Rule.Name(p.rule).lower()
-        if self.bins < 1:
-            raise layer.error("must be positive", field=f"{message}.{'bins' if p.HasField('bins') else 'm'}")
+        if not 1 <= self.bins <= MOST_BINS:
+            field = "bins" if p.HasField("bins") else "m"
+            raise layer.error(f"must be from 1 to {MOST_BINS}", field=f"{message}.{field}")
         if not 0 <= self.momentum < 1:
             field = "momentum" if p.HasField("momentum") else "alpha"
             raise layer.error("must be 0 or more, and less than 1", field=f"{message}.{field}")
@@ -133,11 +138,11 @@ def ghmr_mu(layer: Layer) -> float:
     """``ghmr_loss_param.mu``.
 
     Raises:
-        PortError: it is not positive.
+        PortError: it is not positive and finite.
     """
     mu = layer.param.ghmr_loss_param.mu
-    if mu <= 0:
-        raise layer.error("must be positive", field="ghmr_loss_param.mu")
+    if not 0 < mu < math.inf:
+        raise layer.error("must be positive and finite", field="ghmr_loss_param.mu")
     return mu
 
 

@@ -79,8 +79,9 @@ class MultiBoxGHMLoss(_Sigmoids):
 
     Every class but the background is a sigmoid, as for MultiBoxFocalLoss with ``activate: SIGMOID``; GHM-C is over all
     of them, GHM-R over the matched priors' coordinates, with the settings of GHMCLoss and GHMRLoss. Each is divided by
-    its own number of examples, and the second multiplied by ``loc_weight`` (10 in the paper). Blobs: the averages of
-    the two, where they have momentum.
+    its own number of examples, and the second multiplied by ``loc_weight``. ``mu`` is in the unit of encoded boxes: of
+    the paper, which does not divide them by variances, ``mu`` 0.02 and weight 10 are 0.2 and 1 with a variance of 0.1.
+    Blobs: the averages of the two, where they have momentum.
     """
 
     fields = {

@@ -16,16 +16,26 @@ PYTHON_LAYERS: dict[tuple[str, str], type[PythonLayer]] = {}
 class PythonLayer(Layer):
     """A layer that a known project wrote in Python, found by ``module`` and ``layer``; base of their classes.
 
-    ``settings`` is ``param_str`` read as YAML (the form most of those projects use): a dict, empty when absent.
+    ``settings`` is ``param_str`` read as YAML (the form most of those projects use): a dict, empty when absent. A
+    setting that is not one of ``known_settings`` has no effect, and a warning says so; None knows any.
+
+    A layer that goes on from pass to pass by more than its blobs gives that in ``remembered()``, a dict of arrays, and
+    takes it back in ``remember(state)``: :class:`ohem_caffe_port.train.Trainer` keeps it for a resumed training.
     """
 
     type = "Python"
     fields = {"python_param": {"module", "layer", "param_str"}}
     num_bottoms, num_tops = (0, MANY), (0, MANY)
+    known_settings: set[str] | None = None
 
     def __init__(self, param, context):
         super().__init__(param, context)
         self.settings = self.read_settings(param.python_param.param_str)
+        for name in self.settings if self.known_settings is not None else ():
+            if name not in self.known_settings:
+                near = nearest(str(name), self.known_settings)
+                hint = f"; did you mean '{near}'?" if near else ""
+                self.warnings.append(f"layer '{self.name}': param_str: '{name}' has no effect{hint}")
 
     def read_settings(self, text: str) -> dict:
         """``param_str`` as a dict; layers whose original reads another form than YAML have their own.
@@ -38,8 +48,8 @@ class PythonLayer(Layer):
         except yaml.YAMLError as error:
             problem = getattr(error, "problem", None) or error
             raise self.error(f"not YAML: {text!r} ({problem})", field="python_param.param_str") from None
-        settings = settings if isinstance(settings, dict) else {}
-        if text.strip() and not settings:
+        settings = {} if settings is None else settings
+        if not isinstance(settings, dict):
             raise self.error(f"expected 'key': value pairs, got {text!r}", field="python_param.param_str")
         return settings
 

@@ -75,6 +75,17 @@ class Method:
     def __call__(self, examples: Examples) -> Weights:
         raise NotImplementedError
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it remembers from call to call (a moving average, a random stream), to be kept in a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Goes on where :meth:`state_dict` was taken.
+
+        Raises:
+            ValueError: a state of other settings.
+        """
+
 
 class Selection(Method):
     """Base of the methods that choose: the chosen ones count alike, and their mean is the loss."""

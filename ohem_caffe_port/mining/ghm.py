@@ -80,6 +80,7 @@ def ghmc_loss(
         label_weight: of that shape, or one that broadcasts to it; valid is what is above 0. None: all.
         momentum, acc_sum, rule, bins: see :func:`ghm_weights`.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a half's sum would not hold N
     targets = targets.to(logits.dtype)
     valid = torch.ones_like(logits, dtype=torch.bool) if label_weight is None else (label_weight > 0)
     valid = valid.expand_as(logits)
@@ -115,6 +116,7 @@ def ghmr_loss(
         label_weight: 0 for coordinates that do not count, of their shape or one that broadcasts to it. None: all do.
         momentum, acc_sum, rule, bins: see :func:`ghm_weights`.
     """
+    pred = pred.to(torch.promote_types(pred.dtype, torch.float32))  # a half's squares overflow
     difference = pred - target
     weight = torch.ones_like(difference) if label_weight is None else label_weight.to(pred.dtype).expand_as(difference)
     total = weight.sum().clamp(min=1)

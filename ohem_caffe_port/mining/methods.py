@@ -4,30 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .examples import Examples, Method, Selection, Weights
 from .focal import num_positives, sigmoid_focal_loss
 from .ghm import ghm_weights
-from .multibox import max_negatives
-from .ohem import select_hard_rois
+from .ohem import chosen_mask, select_hard_rois
 from .per_image import hardest_per_image
-from .ranks import rank_in_groups
+from .ranks import count_in_groups, rank_in_groups
 from .ratio import select_rois_by_ratio
 from .sohem import Strata, select_stratified_rois
-
-
-def _mask(chosen: Tensor, examples: Examples) -> Tensor:
-    """Indices as a mask over all examples."""
-    return torch.zeros_like(examples.labels, dtype=torch.bool).index_fill_(0, chosen, True)
 
 
 def _positive(**settings) -> None:
     for name, value in settings.items():
         if value < 1:
             raise ValueError(f"'{name}' must be positive, not {value}")
+
+
+def _fraction(**settings) -> None:
+    for name, value in settings.items():
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"'{name}' must lie between 0 and 1, not {value}")
 
 
 @dataclass
@@ -48,11 +47,12 @@ class OHEM(Selection):
 
     def __post_init__(self):
         _positive(batch_size=self.batch_size)
+        _fraction(nms_thresh=self.nms_thresh)
 
     def select(self, examples):
         rois, thresh = examples.boxes(self.nms_thresh)
-        chosen = select_hard_rois(examples.loss, rois, examples.labels, self.batch_size, nms_thresh=thresh)
-        return _mask(chosen, examples)
+        chosen = select_hard_rois(examples.loss, rois, examples.labels, self.batch_size, nms_thresh=thresh, padded=True)
+        return chosen_mask(chosen, len(rois))
 
 
 @dataclass
@@ -66,18 +66,40 @@ class SOHEM(Strata, Selection):
     def __post_init__(self):
         super().__post_init__()
         _positive(batch_size=self.batch_size)
+        _fraction(nms_thresh=self.nms_thresh)
 
     def select(self, examples):
         rois, thresh = examples.boxes(self.nms_thresh)
         chosen = select_stratified_rois(
             examples.cls_loss, examples.loc_loss, rois, examples.labels, self.batch_size,
-            progress=examples.progress, strata=self, nms_thresh=thresh,
+            progress=examples.progress, strata=self, nms_thresh=thresh, padded=True,
         )  # fmt: skip
-        return _mask(chosen, examples)
+        return chosen_mask(chosen, len(rois))
+
+
+class _Drawing(Selection):
+    """Base of the methods that draw at random: from a stream of their own on each device, from ``seed`` on."""
+
+    def __post_init__(self):
+        self._generators: dict = {}
+
+    def state_dict(self):
+        return {f"generator/{device}": generator.get_state() for device, generator in self._generators.items()}
+
+    def load_state_dict(self, state):
+        for name, value in state.items():
+            device = torch.device(name.removeprefix("generator/"))
+            self._generators[device] = torch.Generator(device)
+            self._generators[device].set_state(value)
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self.seed)
+        return self._generators[device]
 
 
 @dataclass
-class FastRCNN(Selection):
+class FastRCNN(_Drawing):
     """Fast R-CNN's heuristics (section 2.3), which look at no loss: of each image at random a fraction ``fg_fraction``
     of ``rois_per_image`` foreground, if there are as many, and background for the rest.
 
@@ -91,10 +113,9 @@ class FastRCNN(Selection):
     seed: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         _positive(rois_per_image=self.rois_per_image)
-        if not 0 <= self.fg_fraction <= 1:
-            raise ValueError(f"'fg_fraction' must lie between 0 and 1, not {self.fg_fraction}")
-        self._generators: dict = {}
+        _fraction(fg_fraction=self.fg_fraction)
 
     def select(self, examples):
         background = examples.labels == 0
@@ -105,49 +126,44 @@ class FastRCNN(Selection):
         foreground, image = examples.foreground, examples.image
         fg_size = round(self.fg_fraction * self.rois_per_image)
         chosen = foreground & (self._random_rank(foreground, image) < fg_size)
-        ordered = torch.sort(torch.where(chosen, image, -1)).values  # how many of its image were chosen, without a loop
-        of_image = torch.searchsorted(ordered, image, right=True) - torch.searchsorted(ordered, image)
-        return chosen | (background & (self._random_rank(background, image) < self.rois_per_image - of_image))
+        bg_size = self.rois_per_image - count_in_groups(chosen, image)
+        return chosen | (background & (self._random_rank(background, image) < bg_size))
 
     def _random_rank(self, eligible: Tensor, image: Tensor) -> Tensor:
-        device = eligible.device
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self.seed)
-        keys = torch.rand(len(eligible), generator=self._generators[device], device=device)
+        keys = torch.rand(len(eligible), generator=self.generator(eligible.device), device=eligible.device)
         return rank_in_groups(torch.where(eligible, keys, 2.0).argsort(), image)
 
 
 @dataclass
 class SSD(Method):
     """SSD's mining (section 2.2): all positives, and of each image the hardest negatives, ``neg_pos_ratio`` for every
-    positive (:func:`~ohem_caffe_port.mining.max_negatives`); both losses are divided by the number of positives."""
+    positive (the rule of :func:`~ohem_caffe_port.mining.max_negatives`; of equal losses the first in the input is
+    taken); both losses are divided by the number of positives."""
 
     neg_pos_ratio: float = 3.0
     neg_overlap: float = 0.5
 
     def __post_init__(self):
-        if self.neg_pos_ratio < 0:
+        if not self.neg_pos_ratio >= 0:
             raise ValueError(f"'neg_pos_ratio' must not be negative, not {self.neg_pos_ratio}")
 
     def __call__(self, examples):
         image, foreground = examples.image, examples.foreground
-        pages = torch.arange(int(image.max()) + 1 if len(image) else 1, device=image.device)
-        matches = torch.where(foreground, 0, -1).expand(len(pages), -1)
-        matches = torch.where(image == pages[:, None], matches, -2)  # each image's own examples, the rest ignored
-        overlaps = torch.zeros_like(examples.cls_loss) if examples.overlaps is None else examples.overlaps
-        negatives = max_negatives(
-            examples.cls_loss.expand(len(pages), -1), matches, overlaps.expand(len(pages), -1),
-            neg_pos_ratio=self.neg_pos_ratio, neg_overlap=self.neg_overlap,
-        )  # fmt: skip
+        negative = ~foreground
+        if examples.overlaps is not None:
+            negative = negative & (examples.overlaps < self.neg_overlap)
+        loss = torch.where(negative, examples.cls_loss, -torch.inf)
+        rank = rank_in_groups(torch.sort(loss, descending=True, stable=True).indices, image)
+        count = (count_in_groups(foreground, image).to(loss.dtype) * self.neg_pos_ratio).long()
         positives = foreground.sum().clamp(min=1)
-        counts = (foreground | negatives.any(0)).to(examples.cls_loss.dtype) / positives
+        counts = (foreground | (negative & (rank < count))).to(examples.cls_loss.dtype) / positives
         return Weights(counts, counts)
 
 
 @dataclass
 class RFCN(Selection):
     """R-FCN's annotator: the ``rois_per_image`` largest losses of each image, without suppression
-    (:func:`~ohem_caffe_port.mining.hardest_per_image`)."""
+    (:func:`~ohem_caffe_port.mining.hardest_per_image`; of equal losses the first in the input is taken)."""
 
     rois_per_image: int = 128
 
@@ -155,13 +171,14 @@ class RFCN(Selection):
         _positive(rois_per_image=self.rois_per_image)
 
     def select(self, examples):
-        return hardest_per_image(examples.loss, examples.image, self.rois_per_image)
+        return hardest_per_image(examples.loss, examples.image, self.rois_per_image, std_sort=False)
 
 
 @dataclass
-class Ratio(Selection):
+class Ratio(_Drawing):
     """A-Fast-RCNN's variant of OHEM: random foreground and the hardest background, in a fixed ratio
-    (:func:`~ohem_caffe_port.mining.select_rois_by_ratio`). The draws are a stream of the method's own."""
+    (:func:`~ohem_caffe_port.mining.select_rois_by_ratio`). The draws are a stream of the method's own, from ``seed``
+    on."""
 
     batch_size: int = 128
     ratio: float = 0.25
@@ -169,21 +186,19 @@ class Ratio(Selection):
     nms_thresh: float | None = 0.7
     corrected: bool = True
     seed: int = 0
-    _rng: np.random.RandomState = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
+        super().__post_init__()
         _positive(batch_size=self.batch_size)
-        if not 0 <= self.ratio <= 1:
-            raise ValueError(f"'ratio' must lie between 0 and 1, not {self.ratio}")
-        self._rng = np.random.RandomState(self.seed)
+        _fraction(ratio=self.ratio, nms_thresh=self.nms_thresh)
 
     def select(self, examples):
         rois, thresh = examples.boxes(self.nms_thresh)
         chosen = select_rois_by_ratio(
             examples.loss, rois, examples.labels, self.batch_size, ratio=self.ratio, nms_thresh=thresh,
-            hard_negative=self.hard_negative, corrected=self.corrected, rng=self._rng,
+            hard_negative=self.hard_negative, corrected=self.corrected, rng=self.generator(rois.device),
         )  # fmt: skip
-        return _mask(chosen, examples)
+        return chosen_mask(chosen, len(rois))
 
 
 def _right(examples: Examples) -> Tensor:
@@ -207,12 +222,13 @@ class Focal(Method):
     alpha: float = 0.25
 
     def __post_init__(self):
-        if self.gamma < 0 or self.alpha > 1:
+        if not self.gamma >= 0 or not self.alpha <= 1:
             raise ValueError(f"'gamma' must not be negative, 'alpha' not above 1: {self}")
 
     def __call__(self, examples):
         right = _right(examples)
-        towards = -examples.cls_loss - torch.log1p(-right)  # the logit of the right class
+        # the logit of the right class; of an infinite loss as of 1e4, where p_t is 0 as well
+        towards = -examples.cls_loss.clamp(max=1e4) - torch.log1p(-right)
         logits = torch.where(examples.foreground, towards, -towards).requires_grad_()
         with torch.enable_grad():
             loss = sigmoid_focal_loss(logits, examples.foreground, alpha=self.alpha, gamma=self.gamma)
@@ -238,10 +254,20 @@ class GHM(Method):
         if not 0 <= self.momentum < 1 or self.rule not in ("code", "paper"):
             raise ValueError(f"'momentum' must lie from 0 to below 1, 'rule' be 'code' or 'paper': {self}")
 
+    def state_dict(self):
+        return {} if self.acc_sum is None else {"acc_sum": self.acc_sum}
+
+    def load_state_dict(self, state):
+        average = state.get("acc_sum")
+        if average is not None and average.shape != (self.bins,):
+            raise ValueError(f"the average of {len(average)} bins, not of {self.bins}")
+        self.acc_sum = None if average is None else average.clone()
+
     def __call__(self, examples):
         length = 1 - _right(examples)
-        if self.momentum and self.acc_sum is None:
-            self.acc_sum = torch.zeros(self.bins, device=length.device)
+        if self.momentum:
+            average = torch.zeros(self.bins, device=length.device) if self.acc_sum is None else self.acc_sum
+            self.acc_sum = average.to(length.device)
         valid, total = torch.ones_like(length, dtype=torch.bool), max(1, len(length))
         beta = ghm_weights(
             length, valid, total, bins=self.bins, momentum=self.momentum, acc_sum=self.acc_sum, rule=self.rule

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import nms
+from ..ops import nms, nms_padded
 
 _EPS = 2.220446049250313e-16  # the original clamps probabilities at float64's epsilon
 
 
 def _log(x: Tensor) -> Tensor:
     """On the CPU numpy's logarithm, as in the original: torch's differs in the last bit, enough to reorder RoIs."""
-    return torch.log(x) if x.is_cuda else torch.from_numpy(np.log(x.numpy()))
+    return torch.from_numpy(np.log(x.numpy())) if x.is_cpu else torch.log(x)
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def roi_loc_loss(
     """
     foreground = labels > 0
     # the few rows of foreground; on a GPU all, since to find those few its host would have to wait
-    rows = torch.arange(len(labels), device=labels.device) if labels.is_cuda else foreground.nonzero()[:, 0]
+    rows = foreground.nonzero()[:, 0] if labels.is_cpu else torch.arange(len(labels), device=labels.device)
     inside = bbox_inside_weights[rows]
     x = inside * (bbox_pred[rows] - bbox_targets[rows])
     magnitude = x.double().abs()
@@ -83,6 +83,8 @@ def select_hard_rois(
     batch_size: int,
     *,
     nms_thresh: float | None = 0.7,
+    eligible: Tensor | None = None,
+    padded: bool = False,
 ) -> Tensor:
     """Indices of the at most ``batch_size`` hardest RoIs, hardest first: ``[B]`` int64.
 
@@ -99,12 +101,27 @@ def select_hard_rois(
         rois: ``[R, 5]`` rows ``(batch_index, x1, y1, x2, y2)``, inclusive pixels.
         labels: ``[R]``.
         nms_thresh: IoU above which the easier RoI goes; None switches the suppression off.
+        eligible: ``[R]`` bool; other RoIs are not chosen and suppress none. None: all.
+        padded: always ``min(batch_size, R)`` indices, with ``R`` where there is no RoI to choose. For the number of
+            indices a GPU's host must wait; with this it waits for nothing.
     """
-    if nms_thresh is None:
-        return torch.sort(loss, stable=True).indices.flip(0)[:batch_size]
-    images = rois[:, 0].long()
-    groups = images * (labels.long().max() + 1 if len(labels) else 1) + labels.long()
-    return nms(rois[:, 1:5], loss, nms_thresh, groups=groups, max_keep=batch_size)
+    if nms_thresh is not None:
+        images = rois[:, 0].long()
+        groups = images * (labels.long().max() + 1 if len(labels) else 1) + labels.long()
+        suppress = nms_padded if padded else nms
+        return suppress(rois[:, 1:5], loss, nms_thresh, groups=groups, eligible=eligible, max_keep=batch_size)
+    order = hardest_first(loss, eligible)
+    if eligible is None:
+        return order[:batch_size]
+    chosen = torch.where(eligible[order], order, len(loss))[:batch_size]
+    return chosen if padded else chosen[chosen < len(loss)]
+
+
+def hardest_first(loss: Tensor, eligible: Tensor | None = None) -> Tensor:
+    """Indices in descending order of loss, of equal ones the last first; before all others those that are ``eligible``:
+    ``[R]`` int64."""
+    order = torch.sort(loss, stable=True).indices.flip(0)
+    return order if eligible is None else order[torch.sort((~eligible[order]).byte(), stable=True).indices]
 
 
 def easy_rois_zeroed(
@@ -113,19 +130,23 @@ def easy_rois_zeroed(
     """The naive form of OHEM: all RoIs stay in the batch, easy ones without loss.
 
     Args:
-        hard_inds: ``[B]`` from :func:`select_hard_rois`.
+        hard_inds: ``[B]`` from :func:`select_hard_rois`, padded or not.
         labels: ``[R]``; bbox_inside_weights, bbox_outside_weights: ``[R, 4C]``.
 
     Returns:
         labels with -1 (to be ignored) for easy RoIs, inside weights zeroed for them, and outside weights zeroed and
         multiplied by ``R / B``, so that a mean over all ``R`` rows equals the mean over the ``B`` hard ones.
     """
-    hard = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-    hard[hard_inds] = True
+    hard = chosen_mask(hard_inds, len(labels))
     rows = hard.view(-1, *[1] * (bbox_inside_weights.dim() - 1))
-    scale = len(labels) / max(1, len(hard_inds))
+    scale = len(labels) / hard.sum().clamp(min=1).double()
     return (
         torch.where(hard.view_as(labels), labels, -1),
         bbox_inside_weights * rows,
         bbox_outside_weights * rows * scale,
     )
+
+
+def chosen_mask(inds: Tensor, total: int) -> Tensor:
+    """Indices, padded or not, as a mask over all ``total`` RoIs: ``[total]`` bool."""
+    return torch.zeros(total + 1, dtype=torch.bool, device=inds.device).index_fill_(0, inds, True)[:total]

@@ -1,4 +1,4 @@
-"""Places within groups, without a loop over the groups."""
+"""Places and counts within groups, without a loop over the groups."""
 
 from __future__ import annotations
 
@@ -17,3 +17,14 @@ def rank_in_groups(order: Tensor, groups: Tensor) -> Tensor:
     ordered = groups[by_group].contiguous()
     places = torch.arange(len(order), device=order.device)
     return torch.empty_like(order).scatter_(0, by_group, places - torch.searchsorted(ordered, ordered))
+
+
+def count_in_groups(marked: Tensor, groups: Tensor) -> Tensor:
+    """How many marked examples the group of each example has: ``[R]`` int64.
+
+    Args:
+        marked: ``[R]`` bool.
+        groups: ``[R]`` the group of each example, integers from 0 on.
+    """
+    ordered = torch.sort(torch.where(marked, groups, -1)).values
+    return torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import nms
 from .ohem import select_hard_rois
 
 
@@ -20,7 +19,7 @@ def select_rois_by_ratio(
     ratio: float = 0.25,
     hard_negative: bool = True,
     nms_thresh: float | None = 0.7,
-    rng: np.random.RandomState,
+    rng: np.random.RandomState | torch.Generator,
     corrected: bool = False,
 ) -> Tensor:
     """Indices of at most ``batch_size`` RoIs, a fraction ``ratio`` of them random foreground: ``[B]`` int64.
@@ -36,28 +35,33 @@ def select_rois_by_ratio(
     Args:
         loss: ``[R]``; rois: ``[R, 5]`` rows ``(batch_index, x1, y1, x2, y2)``, inclusive pixels; labels: ``[R]``.
         nms_thresh: IoU above which the easier background RoI goes; None switches the suppression off.
-        rng: one permutation of the foreground is drawn, then without ``hard_negative`` one of the background.
+        rng: the original's stream, of which one permutation of the foreground is drawn, then without ``hard_negative``
+            one of the background. Or a generator on the device of the RoIs: the draws are its own, and the result is
+            padded, with ``R`` where there is no RoI to choose, so that a GPU's host waits for nothing.
     """
     if nms_thresh is None and not corrected:
         return select_hard_rois(loss, rois, labels, batch_size, nms_thresh=None)
+    total, padded = len(labels), isinstance(rng, torch.Generator)
+    groups = rois[:, 0].long() * (labels.long().max() + 1 if total else 1) + labels.long()
+    order = torch.sort(groups, stable=True).indices  # image by image, label by label
+    loss, rois, labels = loss[order], rois[order], labels[order]
+    foreground, background = labels > 0, labels == 0
     num_foreground = int(batch_size * ratio)
     num_background = batch_size - num_foreground
-    images, classes = rois[:, 0].long(), labels.long()
-    groups = images * (classes.max() + 1 if len(classes) else 1) + classes
-    order = torch.sort(groups, stable=True).indices  # image by image, label by label
 
-    def drawn(candidates: Tensor, count: int) -> Tensor:
+    def drawn(kind: Tensor, count: int) -> Tensor:
+        if padded:
+            keys = torch.rand(total, generator=rng, device=kind.device)
+            first = torch.where(kind, keys, 2.0).argsort()[:count]
+            return torch.where(kind[first], first, total)
+        candidates = kind.nonzero()[:, 0]
         permutation = torch.from_numpy(rng.permutation(len(candidates))[:count])
         return candidates[permutation.to(candidates.device)]
 
-    foreground = order[classes[order] > 0]
-    background = order[classes[order] == 0]
-    if not hard_negative:
-        return torch.cat((drawn(foreground, num_foreground), drawn(background, num_background)))
-    limit = num_background if corrected else max(1, num_background)
-    if nms_thresh is None:
-        hard = background[torch.sort(loss[background], stable=True).indices.flip(0)[:limit]]
+    if hard_negative:
+        limit = num_background if corrected else max(1, num_background)
+        hard = select_hard_rois(loss, rois, labels, limit, nms_thresh=nms_thresh, eligible=background, padded=padded)
+        chosen = torch.cat((hard, drawn(foreground, num_foreground)))
     else:
-        boxes = rois[background, 1:5]
-        hard = background[nms(boxes, loss[background], nms_thresh, groups=images[background], max_keep=limit)]
-    return torch.cat((hard, drawn(foreground, num_foreground)))
+        chosen = torch.cat((drawn(foreground, num_foreground), drawn(background, num_background)))
+    return torch.cat((order, order.new_full((1,), total)))[chosen]

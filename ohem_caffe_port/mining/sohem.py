@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ohem import select_hard_rois
+from .ohem import chosen_mask, hardest_first, select_hard_rois
 from .ranks import rank_in_groups
 
 
@@ -42,9 +42,10 @@ class Strata:
                 values = np.array(getattr(self, name), dtype=float)
             except (TypeError, ValueError):
                 values = np.zeros(0)
-            if values.ndim != axes or not len(values) or not (values >= 0).all():
+            if values.ndim != axes or not len(values) or not ((values >= 0) & np.isfinite(values)).all():
                 form = "numbers" if axes == 1 else f"stages, such as {getattr(type(self), name)}"
-                raise ValueError(f"'{name}' must be a list of {form}, none negative, not {getattr(self, name)!r}")
+                given = getattr(self, name)
+                raise ValueError(f"'{name}' must be a list of {form}, finite, none negative, not {given!r}")
         if (np.diff(self.bounds, axis=1) < 0).any():
             raise ValueError(f"'bounds' must ascend: {self.bounds!r}")
         if np.shape(self.shares)[1] != np.shape(self.bounds)[1] + 1:
@@ -82,6 +83,7 @@ def select_stratified_rois(
     progress: float = 0.0,
     strata: Strata | None = None,
     nms_thresh: float | None = 0.7,
+    padded: bool = False,
 ) -> Tensor:
     """Indices of the at most ``batch_size`` RoIs that S-OHEM trains on, hardest first: ``[B]`` int64.
 
@@ -94,24 +96,28 @@ def select_stratified_rois(
         progress: which part of training is done, 0 to 1.
         strata: see :class:`Strata`; None takes its defaults.
         nms_thresh: IoU above which the easier RoI of one image and label goes; None switches the suppression off.
+        padded: as in :func:`select_hard_rois`.
     """
     alpha, beta, bounds, shares = (strata or Strata()).at(progress)
-    cls, loc = alpha * cls_loss, beta * loc_loss
-    ranked = _survivors(cls + loc, rois, labels, batch_size, nms_thresh)
+    cls, loc, total = float(alpha) * cls_loss, float(beta) * loc_loss, len(labels)
+    survives = _survivors(cls + loc, rois, labels, batch_size, nms_thresh)
+    ranked = hardest_first(cls + loc, survives)
+    survives, cls, loc = survives[ranked], cls[ranked], loc[ranked]
     # no division: a RoI with neither loss is background
-    stratum = (cls[ranked, None] >= loc[ranked, None] * cls.new_tensor(bounds)).sum(1)
-    rank = rank_in_groups(torch.arange(len(ranked), device=ranked.device), stratum)
-    left_over = rank >= torch.from_numpy(quotas(shares, batch_size)).to(ranked.device)[stratum]
-    chosen = torch.sort(left_over.byte(), stable=True).indices[:batch_size]
-    return ranked[chosen.sort().values]
+    stratum = sum((cls >= bound * loc for bound in bounds.tolist()), start=torch.zeros_like(ranked))
+    quota = sum((stratum == i) * share for i, share in enumerate(quotas(shares, batch_size).tolist()))
+    rank = rank_in_groups(torch.arange(total, device=ranked.device), torch.where(survives, stratum, -1))
+    left_over = (rank >= quota).byte()
+    places = torch.sort(torch.where(survives, left_over, 2), stable=True).indices[:batch_size].sort().values
+    chosen = torch.where(survives[places], ranked[places], total)
+    return chosen if padded else chosen[chosen < total]
 
 
 def _survivors(loss: Tensor, rois: Tensor, labels: Tensor, batch_size: int, nms_thresh: float | None) -> Tensor:
-    """All RoIs that survive the suppression, hardest first; of background, which is of one stratum and suppresses
+    """The RoIs that survive the suppression, ``[R]`` bool; of background, which is of one stratum and suppresses
     nothing else, no more than the batch could hold."""
-    kept = []
-    for members, limit in ((labels > 0, len(labels)), (labels <= 0, batch_size)):
-        index = members.nonzero()[:, 0]
-        kept.append(index[select_hard_rois(loss[index], rois[index], labels[index], limit, nms_thresh=nms_thresh)])
-    inds = torch.cat(kept).sort().values
-    return inds[torch.sort(loss[inds], stable=True).indices.flip(0)]
+    kept = [
+        select_hard_rois(loss, rois, labels, limit, nms_thresh=nms_thresh, eligible=members, padded=True)
+        for members, limit in ((labels > 0, len(labels)), (labels <= 0, batch_size))
+    ]
+    return chosen_mask(torch.cat(kept), len(labels))

@@ -1,7 +1,7 @@
 """Detection primitives: one function each, the same for CPU and CUDA tensors. Imports nothing of the rest."""
 
 from .boxes import bbox_overlaps, bbox_transform, bbox_transform_inv, clip_boxes
-from .nms import nms, nms_ranked
+from .nms import nms, nms_padded, nms_ranked
 from .priors import box_area, crosses_boundary, decode_boxes, encode_boxes, jaccard_overlap, match_boxes
 from .ps_roi_pool import ps_roi_align, ps_roi_pool
 from .roi_align import roi_align
@@ -22,6 +22,7 @@ __all__ = [
     "mask_resize",
     "match_boxes",
     "nms",
+    "nms_padded",
     "nms_ranked",
     "ps_roi_align",
     "ps_roi_pool",

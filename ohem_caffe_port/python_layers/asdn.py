@@ -25,6 +25,8 @@ MODULE = "roi_data_layer.layer"
 class AsdnLayer(PythonLayer):
     """Base of this family: what several of its layers read and check."""
 
+    known_settings = {"corrected"}
+
     def setup(self, bottoms):
         self.corrected = self.setting("corrected", bool, False)
 
@@ -57,10 +59,18 @@ class AlternatingLayer(AsdnLayer):
     """Base of the two layers that leave some passes of an iteration alone. ``param_str``: ``iter_size`` as in the
     solver, and ``maintain_before``: pass ``k`` (from 1) is a clean one when ``k % iter_size < maintain_before``."""
 
+    known_settings = AsdnLayer.known_settings | {"iter_size", "maintain_before"}
+
     def setup(self, bottoms):
         super().setup(bottoms)
         self.iter_size, self.maintain_before = self.count("iter_size", least=1), self.count("maintain_before")
         self.passes = 0
+
+    def remembered(self):
+        return {"passes": np.array(self.passes)}
+
+    def remember(self, state):
+        self.passes = int(state["passes"])
 
     def clean_pass(self) -> bool:
         """Counts a pass, and says whether it is to be left alone."""
@@ -103,6 +113,7 @@ class ASDNPretrainDataLayer(AsdnLayer):
     """
 
     num_tops = (2, 2)
+    known_settings = AsdnLayer.known_settings | {"drop_size", "drop_stride"}
 
     def setup(self, bottoms):
         super().setup(bottoms)
@@ -142,6 +153,7 @@ class ASDNPretrainLossLayer(AsdnLayer):
     """
 
     num_bottoms = (4, 6)
+    known_settings = AsdnLayer.known_settings | {"num_classes", "drop_neg"}
 
     def setup(self, bottoms):
         super().setup(bottoms)
@@ -185,6 +197,7 @@ class ASDNDataLayer(AlternatingLayer):
     """
 
     num_bottoms, num_tops = (2, 2), (2, 2)
+    known_settings = AlternatingLayer.known_settings | {"count_drop", "permute_count", "count_drop_neg", "channels"}
 
     def setup(self, bottoms):
         super().setup(bottoms)
@@ -242,6 +255,7 @@ class ASDNLossLayer(AlternatingLayer):
     """
 
     num_bottoms = (5, 7)
+    known_settings = AlternatingLayer.known_settings | {"num_classes", "score_thres"}
 
     def setup(self, bottoms):
         super().setup(bottoms)
@@ -249,13 +263,20 @@ class ASDNLossLayer(AlternatingLayer):
         self.score_thres = threshold if type(threshold) is int else self.setting("score_thres", float)
         self.last = None  # the loss of the last pass that was not clean
 
+    def remembered(self):
+        return super().remembered() | ({} if self.last is None else {"last": self.last.cpu().numpy()})
+
+    def remember(self, state):
+        super().remember(state)
+        self.last = torch.from_numpy(state["last"]) if "last" in state else None
+
     def infer(self, bottoms):
         return [bottoms[0].new_empty(())]
 
     def forward(self, bottoms):
         logits, masks, labels = bottoms[0], bottoms[1].detach(), bottoms[4].reshape(-1).long()
         if self.clean_pass():
-            return [logits.new_zeros(()) if self.corrected or self.last is None else self.last]
+            return [logits.new_zeros(()) if self.corrected or self.last is None else self.last.to(logits)]
         self.check_rows(bottoms, *range(min(6, len(bottoms))))
         if masks.shape != logits.shape:
             raise self.error(f"masks {tuple(masks.shape)} do not fit predictions {tuple(logits.shape)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 
 import torch
@@ -13,8 +14,20 @@ from ..mining import METHODS, Strata, select_stratified_rois
 from .ohem import MiningLayer, OHEMDataLayer
 
 
+def _fits(value, field) -> bool:
+    """Whether a value from ``param_str`` is of the type of a dataclass's field."""
+    wanted = type(field.default)
+    if value is None:
+        return "None" in field.type
+    if wanted is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return wanted is tuple or type(value) is wanted  # lists the dataclass looks through itself
+
+
 class _Settings:
     """A dataclass of :mod:`ohem_caffe_port.mining` filled from ``param_str``, and the part of training that is done."""
+
+    known_settings = None  # those of the dataclass, and an unknown one is an error
 
     def made(self, kind, own=("num_classes", "iterations"), **defaults):
         """An object of the dataclass ``kind``: ``defaults``, then what ``param_str`` says.
@@ -22,22 +35,23 @@ class _Settings:
         Raises:
             PortError: an unknown setting, or a value that the dataclass refuses.
         """
-        known = [f.name for f in fields(kind) if f.init]
-        for name in self.settings:
+        known = {f.name: f for f in fields(kind) if f.init}
+        for name, value in self.settings.items():
+            if name in known and not _fits(value, known[name]):
+                wanted = type(known[name].default).__name__
+                raise self.error(f"'{name}' must be of type {wanted}, not {value!r}", field="python_param.param_str")
             if name not in known and name not in own:
                 near = nearest(str(name), known)
                 raise self.error(
                     f"unknown setting '{name}'" + (f"; did you mean '{near}'?" if near else ""),
                     field="python_param.param_str",
-                    hint=f"{kind.__name__} has {', '.join(known)}",
+                    hint=f"{kind.__name__} has {', '.join(known) or 'none'}",
                 )
         given = {name: value for name, value in self.settings.items() if name in known}
         try:
             return kind(**{**{name: value for name, value in defaults.items() if name in known}, **given})
         except ValueError as error:
             raise self.error(str(error), field="python_param.param_str") from None
-        except TypeError:  # where a number is compared with what was given
-            raise self.error(f"a setting of the wrong type: {given}", field="python_param.param_str") from None
 
     def progress(self) -> float:
         """The part of training that is done, by the solver's iterations; so it is right after a resume, too.
@@ -68,12 +82,12 @@ class SOHEMDataLayer(_Settings, OHEMDataLayer):
 
     def setup(self, bottoms):
         super().setup(bottoms)
-        self.strata = self.made(Strata)
+        self.strata = self.made(Strata, ("num_classes", "iterations", "padded"))
 
     def choose(self, examples):
         return select_stratified_rois(
             examples.cls_loss, examples.loc_loss, examples.rois, examples.labels, self.context.cfg.TRAIN.BATCH_SIZE,
-            progress=self.progress(), strata=self.strata, nms_thresh=self.nms_thresh,
+            progress=self.progress(), strata=self.strata, nms_thresh=self.nms_thresh, padded=self.padded,
         )  # fmt: skip
 
 
@@ -92,7 +106,7 @@ class MiningWeightsLayer(_Settings, MiningLayer):
     ``param_str``: ``'num_classes': 21, 'method': 'focal'``, the method's settings, and ``iterations`` as in
     :class:`SOHEMDataLayer`. Unless stated, ``batch_size`` and ``rois_per_image`` come from ``TRAIN.BATCH_SIZE``,
     ``nms_thresh`` from ``OHEM_USE_NMS`` and ``OHEM_NMS_THRESH``. Overlaps are not known here, so ``fast_rcnn`` takes
-    background of any. What a method remembers (GHM's average, a random stream) starts anew in a resumed training.
+    background of any. What a method remembers (GHM's average, a random stream) is kept for a resumed training.
     """
 
     top_names = ("labels_mined", "label_weights", "bbox_outside_weights_mined")
@@ -115,6 +129,12 @@ class MiningWeightsLayer(_Settings, MiningLayer):
             rois_per_image=max(1, cfg.BATCH_SIZE // cfg.IMS_PER_BATCH), nms_thresh=self.nms_thresh, bg_thresh_lo=0.0,
         )  # fmt: skip
         self.scheduled = isinstance(self.method, Strata)
+
+    def remembered(self):
+        return {name: value.cpu().numpy() for name, value in self.method.state_dict().items()}
+
+    def remember(self, state):
+        self.method.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
 
     def infer(self, bottoms):
         labels = bottoms[3]

@@ -34,7 +34,8 @@ def make_trainer(trainer_of, detector, shapes_cfg):
     """``make_trainer("ohem", dropout=0.5, seed=0, output="run", **train)``: a tiny detector on the small data set."""
 
     def make(method="ohem", dropout=0.0, seed=0, output="run", **train):
-        return trainer_of(detector(method, dropout).train, shapes_cfg(method, **train), seed, output)
+        cfg = shapes_cfg("fast_rcnn" if method == "fast_rcnn" else "ohem", **train)
+        return trainer_of(detector(method, dropout).train, cfg, seed, output)
 
     return make
 
@@ -164,6 +165,8 @@ RESUMED = {
     "prefetched": {"method": "ohem", "dropout": 0.5, "USE_PREFETCH": True, "PREFETCH_WORKERS": 2},
     "sampled": {"method": "fast_rcnn", "dropout": 0.5, "IMS_PER_BATCH": 2, "ASPECT_GROUPING": True,
                 "SCALES": [64, 96], "BG_THRESH_LO": 0.0},
+    "moving average": {"method": "ghm"},
+    "a stream of the method's own": {"method": "ratio"},
 }  # fmt: skip
 
 

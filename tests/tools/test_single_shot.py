@@ -5,9 +5,9 @@ import pytest
 
 from converters import read_caffemodel
 from ohem_caffe_port.evaluate import load_detections
-from prototxt.zoo import single_shot
+from prototxt.zoo.generate import ZOO
 
-FOLDER = single_shot.base.ZOO / "shapes"
+FOLDER = ZOO / "shapes"
 
 
 @pytest.mark.parametrize("method", ["ssd", "ghm"])

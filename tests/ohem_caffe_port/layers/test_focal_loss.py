@@ -185,6 +185,13 @@ def test_one_score_a_row_is_a_sigmoid(run_layer):
     assert loss.item() == pytest.approx(slow_sigmoid(scores, labels, 0.25, 0.75, 2)[0] / 3, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["FocalLoss", "SoftmaxFocalLoss", "SoftmaxWithFocalLoss"])
+def test_no_rows(run_layer, kind):
+    (loss,), grad = backward(run_layer, kind, "", SCORES[:0], LABELS[:0])
+    assert loss == 0
+    assert grad.shape == (0, 4, 5)
+
+
 def test_warnings(build):
     text = """layer {{ name: "d" type: "Input" top: "x" input_param {{ shape {{ dim: 2 dim: 3 }} }} }}
         layer {{ name: "y" type: "Input" top: "y" input_param {{ shape {{ {dims} }} }} }}
@@ -193,14 +200,17 @@ def test_warnings(build):
         ("FocalLoss", "dim: 2", "focal_loss_param { type: LINEAR }", "type LINEAR changes nothing"),
         ("SoftmaxWithFocalLoss", "dim: 2", "", "its gradient is its fork's"),
         ("SigmoidFocalLoss", "dim: 2 dim: 3", "", "its gradient of negatives is its fork's"),
+        ("FocalLoss", "dim: 2 dim: 3", "", "sciencefans' fork has alpha"),
     ):
         warnings = build(text.format(kind=kind, dims=dims, settings=settings)).warnings
         assert any(word in warning for warning in warnings), warnings
 
 
 @pytest.mark.parametrize(("kind", "settings", "labels", "message", "field"), [
-    ("FocalLoss", "focal_loss_param { gamma: -1 }", LABELS, "must not be negative", "focal_loss_param.gamma"),
+    ("FocalLoss", "focal_loss_param { gamma: -1 }", LABELS, "must be finite and not", "focal_loss_param.gamma"),
+    ("FocalLoss", "focal_loss_param { gamma: nan }", LABELS, "must be finite and not", "focal_loss_param.gamma"),
     ("FocalLoss", "focal_loss_param { alpha: 0 }", LABELS, "must be positive", "focal_loss_param.alpha"),
+    ("FocalLoss", "focal_loss_param { alpha: inf }", LABELS, "must be positive and finite", "focal_loss_param.alpha"),
     ("FocalLoss", "focal_loss_param { gamma: 1 gama: 2 }", LABELS, "gama 2 and gamma 1", "focal_loss_param.gamma"),
     ("FocalLoss", "focal_loss_param { alpha: 1 alpha: 2 }", LABELS, "2 given", "focal_loss_param.alpha"),
     ("FocalLoss", "focal_loss_param { alpha_balance: true alpha: 1 }", LABELS, "1 for 4 classes",
@@ -215,7 +225,7 @@ def test_warnings(build):
     ("FocalLoss", "", LABELS + 4, "label", None),
     ("SigmoidFocalLoss", "loss_param { weight_by_label_freqs: true }", BINARY, "0 weights for 2 classes",
      "loss_param.class_weighting"),
-    ("SigmoidFocalLoss", "loss_param { gamma: -2 }", BINARY, "must not be negative", "loss_param.gamma"),
+    ("SigmoidFocalLoss", "loss_param { gamma: -2 }", BINARY, "must be finite and not", "loss_param.gamma"),
 ])  # fmt: skip
 def test_bad_input(run_layer, kind, settings, labels, message, field):
     with pytest.raises(PortError, match=message) as caught:

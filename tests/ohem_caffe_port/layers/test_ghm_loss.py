@@ -95,7 +95,9 @@ def test_the_box_fork(run_layer):
 
 
 @pytest.mark.parametrize(("kind", "settings", "bottoms", "message", "field"), [
-    ("GHMCLoss", "ghmc_loss_param { bins: 0 }", (SCORES, ONE_HOT), "must be positive", "ghmc_loss_param.bins"),
+    ("GHMCLoss", "ghmc_loss_param { bins: 0 }", (SCORES, ONE_HOT), "must be from 1 to", "ghmc_loss_param.bins"),
+    ("GHMCLoss", "ghmc_loss_param { bins: 4000000000 }", (SCORES, ONE_HOT), "must be from 1", "ghmc_loss_param.bins"),
+    ("GHMRLoss", "ghmr_loss_param { mu: inf }", (SCORES, ONE_HOT), "must be positive and fin", "ghmr_loss_param.mu"),
     ("GHMCLoss", "ghmc_loss_param { alpha: 1 }", (SCORES, ONE_HOT), "less than 1", "ghmc_loss_param.alpha"),
     ("GHMCLoss", "param { lr_mult: 1 }", (SCORES, ONE_HOT), "not learned", "param[0].lr_mult"),
     ("GHMCLoss", PLAIN, (SCORES, CLASSES + 5), "in a net of 4 classes", None),

@@ -138,11 +138,11 @@ def test_no_objects(run_layer, kind):
 @pytest.mark.parametrize(("kind", "text", "more", "message", "field"), [
     ("MultiBoxFocalLoss", "", "focal_loss_param { activate: SIGMOID }", "takes sigmoids",
      "multibox_loss_param.conf_loss_type"),
-    ("MultiBoxFocalLoss", "", "focal_loss_param { gamma: -1 }", "must not be negative", "focal_loss_param.gamma"),
+    ("MultiBoxFocalLoss", "", "focal_loss_param { gamma: -1 }", "must be finite and not", "focal_loss_param.gamma"),
     ("MultiBoxGHMLoss", "mining_type: NONE", "", "takes sigmoids", "multibox_loss_param.conf_loss_type"),
     ("MultiBoxGHMLoss", "conf_loss_type: LOGISTIC", "", "weighs all priors", "multibox_loss_param.mining_type"),
     ("MultiBoxGHMLoss", SIGMOID, "ghmr_loss_param { mu: 0 }", "must be positive", "ghmr_loss_param.mu"),
-    ("MultiBoxGHMLoss", SIGMOID, "ghmc_loss_param { m: 0 }", "must be positive", "ghmc_loss_param.m"),
+    ("MultiBoxGHMLoss", SIGMOID, "ghmc_loss_param { m: 0 }", "must be from 1 to", "ghmc_loss_param.m"),
 ])  # fmt: skip
 def test_bad_settings(run_layer, kind, text, more, message, field):
     with pytest.raises(PortError, match=message) as caught:

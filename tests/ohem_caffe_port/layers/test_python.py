@@ -25,6 +25,8 @@ def settings_of(build):
     ("text", "expected"),
     [
         ("", {}),
+        ("{}", {}),
+        ("# nothing", {}),
         ("'num_classes': 21", {"num_classes": 21}),
         ("{'a': 1, 'b': x}", {"a": 1, "b": "x"}),
         ("a: 1\\nb: [2]", {"a": 1, "b": [2]}),
@@ -35,6 +37,7 @@ def test_param_str(settings_of, text, expected):
 
 
 @pytest.mark.parametrize(("text", "message"), [("just words", "expected 'key': value"), ("[", "not YAML"),
+                                               ("[]", "expected 'key': value"),
                                                ("!!python/object/apply:os.getcwd []", "not YAML")])  # fmt: skip
 def test_param_str_that_is_no_mapping(settings_of, text, message):
     with pytest.raises(PortError, match=message) as caught:

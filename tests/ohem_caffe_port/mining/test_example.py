@@ -1,5 +1,5 @@
-"""The examples of docs/mining.md run: one by itself, with the gradient of the naive way, and one for each method in a
-stand-in for torchvision's RoI heads, with the loss that the method defines."""
+"""The examples of docs/mining.md and docs/focal-ghm.md run: one by itself, with the gradient of the naive way, and one
+for each method in a stand-in for torchvision's RoI heads, with the loss that the method defines."""
 
 import re
 import sys
@@ -12,11 +12,25 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
-from ohem_caffe_port.mining import METHODS, Examples, easy_rois_zeroed, select_hard_rois
+from ohem_caffe_port.mining import (
+    METHODS,
+    Examples,
+    easy_rois_zeroed,
+    ghmc_loss,
+    ghmr_loss,
+    select_hard_rois,
+    softmax_focal_loss,
+)
 from ohem_caffe_port.ops import roi_pool
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "mining.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+
+
+def blocks_of(page):
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+BLOCKS = blocks_of("mining.md")
 USES = [block for block in BLOCKS if "use_mining(model" in block]
 CLASSES, ROIS, BATCH = 5, 80, 16
 
@@ -137,3 +151,28 @@ def test_in_torchvision(block, torchvision):
     progress = 2 / 3 if kind == "SOHEM" else 0.0
     weights = method(Examples(cls_loss, labels, loc_loss, rois, progress=progress))
     torch.testing.assert_close(losses, ((weights.cls * cls_loss).sum(), (weights.loc * loc_loss).sum()))
+
+
+@pytest.mark.parametrize("name", ["focal_fastrcnn_loss", "ghm_fastrcnn_loss", "class_loss"])
+def test_focal_loss_and_ghm(name, torchvision):
+    heads = sys.modules["torchvision.models.detection"].roi_heads
+    heads.fastrcnn_loss = lambda *args: (torch.tensor(5.0), torch.tensor(7.0))
+    (block,) = (block for block in blocks_of("focal-ghm.md") if f"def {name}" in block)
+    names = {}
+    exec(block, names)
+    logits, boxes, targets = torch.randn(9, 4), torch.randn(9, 16), torch.randn(9, 4)
+    labels = torch.tensor([0, 3, 0, 1, 2, 0, 0, 3, 0])
+    if name == "class_loss":  # sigmoids, none of the background
+        found = names[name](logits[:, 1:], labels)
+        expected = ghmc_loss(logits[:, 1:], torch.eye(4)[labels, 1:], acc_sum=torch.zeros(30))
+        return torch.testing.assert_close(found, expected)
+    assert heads.fastrcnn_loss is names[name]
+    found = heads.fastrcnn_loss(logits, boxes, labels.split((4, 5)), targets.split((4, 5)))
+    if name == "focal_fastrcnn_loss":
+        return torch.testing.assert_close(
+            found, (softmax_focal_loss(logits, labels, alpha=0.25).sum() / 4, torch.tensor(7.0))
+        )
+    rows = labels.nonzero()[:, 0]
+    own = torch.stack([boxes[i, 4 * labels[i] :][:4] for i in rows])
+    expected = ghmr_loss(own, targets[rows], mu=0.2, acc_sum=torch.zeros(10))
+    return torch.testing.assert_close(found, (torch.tensor(5.0), expected))

@@ -70,6 +70,15 @@ def test_mmdetections_outputs(case):
             np.testing.assert_allclose(leaf.grad, REFERENCE[f"{case}/{step}/{name}_grad"], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    """As in single precision; N alone is more than a half can hold."""
+    x = (torch.randn(70000, 2, generator=torch.Generator().manual_seed(0)) * 2).to(dtype)
+    target = (x < 0).float()
+    for loss in (ghmc_loss, ghmr_loss):
+        torch.testing.assert_close(loss(x, target).float(), loss(x.float(), target), rtol=1e-3, atol=0)
+
+
 def test_nothing_valid():
     zeros = torch.zeros(3, 4, requires_grad=True)
     for loss in (ghmc_loss, ghmr_loss):

@@ -235,13 +235,6 @@ def test_errors(method, settings, words):
         method(**settings)
 
 
-@pytest.mark.parametrize("method", [Everything(), OHEM(nms_thresh=None), Focal(), GHM()])
-def test_no_value_is_looked_at(method):
-    """They run on tensors without values: on a GPU nothing makes the host wait."""
-    e = Examples(*(torch.rand(shape, device="meta") for shape in ((9,), (9,), (9,), (9, 5), (9,))))
-    assert [w.shape for w in method(e)] == [(9,), (9,)]
-
-
 def test_mining_is_taken_alone():
     """Nothing of the rest comes with it but ``ops``, and no library beside torch and numpy."""
     code = (

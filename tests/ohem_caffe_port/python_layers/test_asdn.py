@@ -208,6 +208,43 @@ def test_small_ratios_are_none(python_layer):
     assert (layer.roi_loss[layer.hard_inds].diff() <= 0).all()
 
 
+@pytest.mark.parametrize(("kind", "settings"), [("ASDNDataLayer", DATA), ("ASDNLossLayer", LOSS)])
+def test_passes_are_remembered(python_layer, kind, settings):
+    """Also where a training stops between a masked pass and a clean one."""
+    rows = (ROWS, 1, 6, 6)
+    bottoms = [torch.rand(rows), torch.tensor([1.0, 0, 2, 3, 1, 0])]
+    if kind == "ASDNLossLayer":
+        before = torch.rand(ROWS, 4).softmax(1)
+        bottoms = [torch.randn(rows), (torch.rand(rows) < 0.3).float(), before, before / 9, bottoms[1]]
+    first, second = (
+        python_layer(kind, settings, bottoms, len(bottoms) if kind == "ASDNDataLayer" else 1) for _ in "12"
+    )
+    (shown, *_) = first(bottoms)
+    second.remember(first.remembered())
+    for layer in (first, second):
+        (top, *_) = layer(bottoms)
+        if kind == "ASDNDataLayer":
+            assert not top.any(), "the second pass is a clean one"
+        else:
+            assert shown > 0
+            assert top == shown, "the loss keeps its last value"
+
+
+def test_the_ratios_passes_are_remembered(python_layer):
+    settings, cfg = "'num_classes': 4, 'iter_size': 2, 'maintain_before': 1", ratio_config()
+    first, second = (python_layer("OHEMDataLayer", settings, ohem_bottoms(), 5, cfg) for _ in "12")
+    first(ohem_bottoms())
+    second.remember(first.remembered())
+    second(ohem_bottoms())
+    assert (second.roi_loss[second.hard_inds].diff() <= 0).all(), "the second pass is a plain one"
+
+
+def test_a_setting_that_nobody_reads(python_layer):
+    layer = python_layer("ASDNDataLayer", DATA + ", 'correct': true", zeros(MASK, (ROWS,)), 2)
+    assert layer.warnings == ["layer 'it': param_str: 'correct' has no effect; did you mean 'corrected'?"]
+    assert not python_layer("ASDNDataLayer", DATA, zeros(MASK, (ROWS,)), 2).warnings
+
+
 # ---- mistakes
 
 
@@ -231,6 +268,8 @@ PRETRAIN = "'num_classes': 4, 'drop_neg': true"
         ("ASDNDataLayer", DATA.replace("9", "40"), zeros(MASK, (ROWS,)), 2, "'permute_count' is 40, .* 36 cells"),
         ("ASDNDataLayer", DATA.replace("size': 2", "size': 0"), zeros(MASK, (ROWS,)), 2,
          "'iter_size' must be at least 1"),
+        ("OHEMDataLayer", "'num_classes': 4, 'iter_size': 0", [], 5, "'iter_size' must be at least 1, not 0"),
+        ("OHEMDataLayer", "'num_classes': 4, 'maintain_before': -1", [], 5, "'maintain_before' must be at least 0"),
         ("ASDNDataLayer", DATA, zeros((ROWS, 2, 6, 6), (ROWS,)), 2, "must have one channel, not 2"),
         ("ASDNDataLayer", DATA, zeros(MASK, (5,)), 2, "'b0' has 6, 'b1' has 5"),
         ("ASDNLossLayer", LOSS, zeros(MASK, MASK, (ROWS, 5), (ROWS, 4), (ROWS,)), 1, r"num_classes is 4, but 'b2' is"),
@@ -242,6 +281,7 @@ PRETRAIN = "'num_classes': 4, 'drop_neg': true"
     ],
 )  # fmt: skip
 def test_mistakes(python_layer, kind, settings, bottoms, tops, message):
+    bottoms = bottoms or ohem_bottoms()
     with pytest.raises(PortError, match=f"layer 'it': .*{message}"):
         python_layer(kind, settings, bottoms, tops)(bottoms)
 

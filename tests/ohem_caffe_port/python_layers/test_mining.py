@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
 import prototxt
-import prototxt.zoo.generate as zoo
+import prototxt.zoo.detectors as zoo
 from ohem_caffe_port.config import Config
 from ohem_caffe_port.data.roidb import get_training_roidb
 from ohem_caffe_port.errors import PortError
@@ -116,7 +117,16 @@ def test_settings_come_from_the_configuration_unless_stated(bottoms):
         ("MiningWeightsLayer", ", method: fokal", {}, "unknown method 'fokal'; did you mean 'focal'"),
         ("MiningWeightsLayer", ", method: focal, batch_size: 3", {}, "unknown setting 'batch_size'"),
         ("MiningWeightsLayer", ", method: focal, gamma: -1", {}, "'gamma' must not be negative"),
-        ("MiningWeightsLayer", ", method: focal, gamma: x", {}, "a setting of the wrong type: .*'gamma': 'x'"),
+        ("MiningWeightsLayer", ", method: focal, gamma: x", {}, "'gamma' must be of type float, not 'x'"),
+        ("MiningWeightsLayer", ", method: focal, gamma: .inf", {}, "'gamma' must be of type float, not inf"),
+        ("MiningWeightsLayer", ", method: focal, gamma: null", {}, "'gamma' must be of type float, not None"),
+        ("MiningWeightsLayer", ", method: ohem, batch_size: 1.5", {}, "'batch_size' must be of type int, not 1.5"),
+        ("MiningWeightsLayer", ", method: ohem, batch_size: true", {}, "'batch_size' must be of type int, not True"),
+        ("MiningWeightsLayer", ", method: ohem, nms_thresh: x", {}, "'nms_thresh' must be of type float, not 'x'"),
+        ("MiningWeightsLayer", ", method: ohem, nms_thresh: 7", {}, "'nms_thresh' must lie between 0 and 1, not 7"),
+        ("MiningWeightsLayer", ", method: ratio, hard_negative: 3", {}, "'hard_negative' must be of type bool, not 3"),
+        ("MiningWeightsLayer", ", method: ghm, rule: mine", {}, "'rule' be 'code' or 'paper'"),
+        ("SOHEMDataLayer", ", alpha: [.inf]", {}, "'alpha' must be a list of numbers, finite"),
         ("MiningWeightsLayer", ", method: ohem", {"BBOX_REG": False}, "needs TRAIN.BBOX_REG"),
     ],
 )
@@ -124,6 +134,40 @@ def test_errors(bottoms, kind, settings, train, words):
     with pytest.raises(PortError, match=words) as caught:
         make_layer(kind, bottoms, settings, **train)
     assert caught.value.layer == "mining"
+
+
+@pytest.mark.parametrize("short", [0, 2, 3, 6])
+def test_a_row_for_each_roi(bottoms, short):
+    layer = make_layer("MiningWeightsLayer", bottoms, ", method: ohem")
+    with pytest.raises(PortError, match=f"needs one row for each RoI, but .*'b{short}' has {ROIS - 1}") as caught:
+        layer([b[: ROIS - (i == short)] for i, b in enumerate(bottoms)])
+    assert caught.value.layer == "mining"
+
+
+def test_nothing_is_suppressed_without_a_threshold(bottoms):
+    assert make_layer("MiningWeightsLayer", bottoms, ", method: ohem, nms_thresh: null").method.nms_thresh is None
+
+
+@pytest.mark.parametrize("name", ["ghm", "ratio", "fast_rcnn", "ohem"])
+def test_what_a_method_remembers_can_be_kept(bottoms, name):
+    """Three calls, or one, and two by another layer that goes on from there."""
+    settings = f", method: {name}"
+    whole, first, second = (make_layer("MiningWeightsLayer", bottoms, settings) for _ in range(3))
+    expected = [whole(bottoms) for _ in range(3)]
+    first(bottoms)
+    kept = first.remembered()
+    assert bool(kept) == (name != "ohem")
+    assert all(isinstance(value, np.ndarray) for value in kept.values())
+    second.remember(kept)
+    for tops in expected[1:]:
+        for ours, theirs in zip(second(bottoms), tops, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_an_average_of_other_bins(bottoms):
+    layer = make_layer("MiningWeightsLayer", bottoms, ", method: ghm, bins: 5")
+    with pytest.raises(ValueError, match="the average of 6 bins, not of 5"):
+        layer.remember({"acc_sum": np.zeros(6, np.float32)})
 
 
 def test_a_schedule_needs_an_end(bottoms):
