@@ -29,9 +29,12 @@ RANGES = {
     "TEST.SCALES": (1, math.inf),
     "TEST.MAX_SIZE": (1, math.inf),
     "TEST.SCALE_MULTIPLE_OF": (1, math.inf),
+    "TEST.BBOX_ITERS": (1, math.inf),
+    "TEST.BBOX_VOTE_THRESH": (0, 1),
     "RNG_SEED": (0, 2**32 - 1),
 }
 NOT_ZERO = {"TRAIN.BATCH_SIZE"}
+CHOICES = {"TEST.SCALE_USE": ("nearest", "all")}
 # MNC's files give lists to keys that are numbers elsewhere: one value for each group of RoIs.
 LISTS = {key: f"{key}_LIST" for key in ("FG_FRACTION", "BG_THRESH_HI", "BG_THRESH_LO")}
 ANY_LENGTH = {  # all other lists are as long as their default
@@ -105,6 +108,7 @@ class TrainConfig:
     OHEM_HARD_NEG: bool = True  # and the rest the hardest background, or with False random background too
     USE_ASDN: bool = False  # OHEMDataLayer has one more top, the class probabilities of the RoIs that it chose
     IMDB: str = ""  # data set when --imdb is not given
+    USE_DIFF: bool = False  # objects marked difficult are ground truth too, as in the Fast R-CNN paper (use_diff)
     # MNC: a list has one value for each group of RoIs; FG_FRACTION and BG_THRESH_* of its files are the keys with _LIST
     FG_FRACTION_LIST: tuple = (0.3,)
     FG_THRESH_HI: tuple = (1.0,)
@@ -124,6 +128,7 @@ class TrainConfig:
 @dataclass
 class TestConfig:
     SCALES: tuple = (600,)
+    SCALE_USE: str = "nearest"  # each RoI at the scale where its area comes closest to 224^2; or "all": at every scale
     MAX_SIZE: int = 1000
     SCALE_MULTIPLE_OF: int = 1
     NMS: float = 0.3
@@ -136,7 +141,10 @@ class TestConfig:
     RPN_PRE_NMS_TOP_N: int = 6000
     RPN_POST_NMS_TOP_N: int = 300
     RPN_MIN_SIZE: int = 16
-    BBOX_VOTE: bool = False  # PVANet: survivors of NMS become score-weighted means of the boxes they overlap
+    BBOX_ITERS: int = 1  # 2: the regressed boxes of a class are scored and moved once more (iterative box regression)
+    BBOX_ITER_THRESH: float = 0.0  # least score of a box that is scored again
+    BBOX_VOTE: bool = False  # survivors of NMS become score-weighted means of the boxes they overlap
+    BBOX_VOTE_THRESH: float = 0.5  # by this IoU or more
     BBOX_VOTE_N_WEIGHTED_SCORE: int = 1  # above 1: their scores too, over so many boxes
     BBOX_VOTE_WEIGHT_EMPTY: float = 0.5
     IMDB: str = ""
@@ -155,7 +163,7 @@ class TestConfig:
 
 @dataclass
 class Config:
-    """All settings, with the original's defaults. ``IMDB``, ``PREFETCH_WORKERS`` are additions of this project."""
+    """All settings, with the original's defaults; docs/training.md says which keys are additions of this project."""
 
     TRAIN: TrainConfig = field(default_factory=TrainConfig)
     TEST: TestConfig = field(default_factory=TestConfig)
@@ -252,7 +260,7 @@ def _merge(target, values: dict, source: str, prefix: str, explicit: set[str]) -
 
 
 def _in_range(value, old, name: str, source: str):
-    """``value``, if it has a length and a size that :data:`RANGES` allows."""
+    """``value``, if it has a length and a size that :data:`RANGES` allows, or is one of its :data:`CHOICES`."""
     if isinstance(old, tuple) and len(value) != len(old) and name not in ANY_LENGTH:
         raise PortError(f"{name} must be {len(old)} numbers (default {old!r}), not {len(value)}", file=source)
     low, high = RANGES.get(name, (-math.inf, math.inf))
@@ -260,6 +268,8 @@ def _in_range(value, old, name: str, source: str):
     if name in RANGES and not all(low <= v <= high and (v or name not in NOT_ZERO) for v in numbers):
         wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
         raise PortError(f"{name} must be {wanted}{' and not 0' * (name in NOT_ZERO)}, not {value!r}", file=source)
+    if name in CHOICES and value not in CHOICES[name]:
+        raise PortError(f"{name} must be {' or '.join(CHOICES[name])}, not {value!r}", file=source)
     return value
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import prototxt
 from prototxt import CaffePortError
+from prototxt.errors import nearest
 
 from .config import Config
 from .errors import PortError
@@ -258,28 +259,45 @@ class Net(nn.Module):
 
     # ---- running
 
-    def forward(self, **inputs) -> dict[str, Tensor]:
-        """Runs all layers; returns the output blobs by name.
+    def forward(self, *, blobs=(), start=None, end=None, **inputs) -> dict[str, Tensor]:
+        """Runs the layers, all or some; returns the output blobs by name.
 
         Args:
-            inputs: one tensor or array for every blob of the ``Input`` layers, of any shape that the net can take.
+            inputs: one tensor or array for every blob of the ``Input`` layers, of any shape that the net can take. With
+                ``start`` or ``end`` those that the layers in between read are enough; with ``start`` that may be blobs
+                of earlier layers too, and what is not given is taken as the last forward left it in ``blobs``.
+            start, end: names of the first and the last layer to run, as in pycaffe; after ``end`` the blobs of that
+                layer are the outputs.
+            blobs: names of further blobs to return; they are kept whatever ``keep_blobs`` says.
 
         Raises:
-            PortError: inputs missing or unknown; a layer that fails, with its name and the shapes it got.
+            PortError: inputs missing or unknown; no such layer or blob; a layer that fails, with its name and the
+                shapes it got.
         """
-        self._check_inputs(inputs)
-        self.blobs, self.losses = {}, {}
+        first, last = self._range(start, end)
         values: list[Tensor | None] = [None] * len(self.values)
+        given = self._given(inputs, first, last, start is not None)
+        for v, blob in given.items():
+            values[v] = blob
+        kept = self._latest(blobs, last)
+        replaced = {self.values[v].name for step in self.steps[first : last + 1] for v in step.tops}
+        self.blobs = {} if start is None else {n: blob for n, blob in self.blobs.items() if n not in replaced}
+        self.losses = {}
         grad_mode = torch.is_grad_enabled()
         total: Tensor | float = 0.0
-        for i, (step, layer) in enumerate(zip(self.steps, self.layers, strict=True)):
+        for i in range(first, last + 1):
+            step, layer = self.steps[i], self.layers[i]
             if layer.type == "Input":
-                tops = [self._as_blob(inputs[name]) for name in layer.param.top]
+                tops = [values[v] for v in step.tops]
+                if any(top is None for top in tops):  # of a part that does not read it
+                    continue
             else:
                 bottoms = [
                     values[v] if keep else values[v].detach()
                     for v, keep in zip(step.bottoms, step.propagate, strict=True)
                 ]
+                if layer.in_place and step.bottoms[0] in given:  # not ours to overwrite
+                    bottoms[0] = bottoms[0].clone()
                 with torch.set_grad_enabled(grad_mode and step.runs_backward):
                     tops = self._guarded(layer, layer, bottoms)
                 if not bottoms:  # a data layer hands out what it read, wherever that lies
@@ -293,11 +311,12 @@ class Net(nn.Module):
                     total = total + self.loss_weights[v] * (top.detach() if v in self.overruled else top).sum()
             if not self.keep_blobs:
                 for v in {*step.bottoms, *step.tops}:
-                    if self.last_reader[v] <= i:
+                    if self.last_reader[v] <= i and v not in kept:
                         values[v] = None
         self.loss = total if isinstance(total, Tensor) else torch.zeros((), device=self.device)
-        self.blobs = {v.name: t for v, t in zip(self.values, values, strict=True) if t is not None}
-        return {name: self.blobs[name] for name in self.outputs}
+        self.blobs |= {v.name: t for v, t in zip(self.values, values, strict=True) if t is not None}
+        outputs = self.outputs if end is None else [self.values[v].name for v in self.steps[last].tops]
+        return {name: self.blobs[name] for name in [*outputs, *blobs] if name in self.blobs}
 
     def backward(self) -> None:
         """Adds the gradients of ``loss`` to ``.grad`` of the learnable parameters."""
@@ -310,13 +329,44 @@ class Net(nn.Module):
 
         return summarize(self)
 
-    def _check_inputs(self, inputs) -> None:
-        missing, extra = set(self.inputs) - set(inputs), set(inputs) - set(self.inputs)
+    def _range(self, start, end) -> tuple[int, int]:
+        """Numbers of the first and the last layer of a forward."""
+        names = [layer.name for layer in self.layers]
+        for name in (start, end):
+            if name is not None and name not in names:
+                near = nearest(name, names)
+                hint = f"did you mean '{near}'?" if near else None
+                raise PortError(f"no layer is named '{name}'", file=self.source, hint=hint)
+        first = 0 if start is None else names.index(start)
+        last = len(names) - 1 if end is None else names.index(end)
+        if first > last:
+            raise PortError(f"layer '{end}' comes before layer '{start}'", file=self.source)
+        return first, last
+
+    def _given(self, inputs, first: int, last: int, from_blobs: bool) -> dict[int, Tensor]:
+        """The values that come from outside of the layers ``first`` to ``last``: ``inputs`` or, where ``from_blobs``,
+        ``blobs``."""
+        sources = {i for i, layer in enumerate(self.layers) if layer.type == "Input"} | set(range(first))
+        read = {v for step in self.steps[first : last + 1] for v in step.bottoms}
+        whole = last - first + 1 == len(self.steps)
+        read |= {v for i in sources for v in self.steps[i].tops if whole or self.values[v].name in inputs}
+        by_name = {self.values[v].name: v for v in sorted(read) if self.values[v].producer in sources}
+        missing = set(by_name) - set(inputs) - set(self.blobs if from_blobs else ())
+        extra = set(inputs) - set(by_name) - set(self.inputs)
         if missing or extra:
-            raise PortError(
-                f"the net's inputs are {self.inputs}; missing {sorted(missing)}, unknown {sorted(extra)}",
-                file=self.source,
-            )
+            which = f"net's inputs are {self.inputs}"
+            if first > 0:
+                which = f"layers from '{self.layers[first].name}' on read {sorted(by_name)}"
+            raise PortError(f"the {which}; missing {sorted(missing)}, unknown {sorted(extra)}", file=self.source)
+        return {v: self._as_blob(inputs[n]) if n in inputs else self.blobs[n] for n, v in by_name.items()}
+
+    def _latest(self, names, last: int) -> set[int]:
+        """The values that blobs of these names have after layer ``last``."""
+        latest = {value.name: v for v, value in enumerate(self.values) if value.producer <= last}
+        unknown = sorted(set(names) - set(latest))
+        if unknown:
+            raise PortError(f"no layer that runs makes a blob {', '.join(unknown)}", file=self.source)
+        return {latest[name] for name in names}
 
     def _as_blob(self, value) -> Tensor:
         blob = torch.as_tensor(value, dtype=torch.float32).to(self.device)

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from .config import Config
-from .data.minibatch import images_to_blob
-from .detect import image_pyramid
+from .data.minibatch import images_to_blob, prep_image
 from .errors import PortError
 from .net import Net
 
@@ -37,7 +36,7 @@ def im_detect_rows(net: Net, image: np.ndarray, cfg: Config) -> np.ndarray:
     if "TEST.SCALES" in cfg.explicit:
         if len(cfg.TEST.SCALES) > 1:
             raise PortError("a single-shot net is tested at one scale", field="TEST.SCALES")
-        data, _ = image_pyramid(image, cfg)
+        data = images_to_blob([prep_image(image, cfg, cfg.TEST.SCALES[0], cfg.TEST)[0]])
     else:
         shapes = {value.name: shape for value, shape in zip(net.values, net.shapes, strict=True)}
         centred = (image.astype(np.float32) - np.asarray(cfg.PIXEL_MEANS)) / np.asarray(cfg.PIXEL_STDS)

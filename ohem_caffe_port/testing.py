@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from .config import Config
+from .data.coco import Coco
+from .data.imdb import UnionImdb
 from .data.minibatch import read_image
-from .data.pascal_voc import read_annotation
 from .detect import detections_by_class, detector_form, im_detect
 from .errors import PortError
-from .evaluate import VocResult, evaluate_voc, read_comp4
+from .evaluate import VocResult, evaluate_voc, read_comp4, write_comp4
+from .evaluate.coco import CocoResult, evaluate_coco, read_coco_results, write_coco_results
 from .net import Net
 from .single_shot import detection_layer, im_detect_rows, rows_by_class
 
@@ -60,7 +63,8 @@ def test_net(
         if shot:
             dets = rows_by_class(im_detect_rows(net, image, cfg), classes, **limits)
         else:
-            dets = detections_by_class(*im_detect(net, image, proposals[i], cfg), cfg, **limits)
+            found = im_detect(net, image, proposals[i], cfg, thresh=thresh)
+            dets = detections_by_class(*found, cfg, **limits)
         for cls, found in enumerate(dets):
             all_boxes[cls].append(found)
         on_image(i, image, dets)
@@ -70,14 +74,39 @@ def test_net(
 test_net.__test__ = False  # the original's name; not a test case
 
 
-def evaluate_results(folder, imdb, *, ovthresh: float = 0.5) -> VocResult | None:
-    """Average precision of the comp4 files in ``folder`` (scores rounded as the original rounds them, so its numbers).
+def write_results(folder, all_boxes, imdb) -> list[Path]:
+    """Writes what ``imdb``'s evaluation reads, and returns the paths: VOC's comp4 files, or
+    ``detections_<set><year>_results.json`` in COCO's form. The folder is created.
 
-    The rule is the data set's: 11 points before VOC 2010, the area under the curve from then on. None when the ground
-    truth was never published.
+    Raises:
+        PortError: a joined data set has no form of its own.
+    """
+    if isinstance(imdb, UnionImdb):
+        raise PortError(f"'{imdb.name}' is several data sets: results are written for one")
+    if not isinstance(imdb, Coco):
+        return write_comp4(folder, all_boxes, imdb.image_index, imdb.classes, image_set=imdb.image_set)
+    path = _coco_results(folder, imdb)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_coco_results(path, all_boxes, imdb.image_index, imdb.category_ids)
+    return [path]
+
+
+def evaluate_results(folder, imdb, *, ovthresh: float = 0.5) -> VocResult | CocoResult | None:
+    """Average precision of the files that :func:`write_results` wrote into ``folder``; None when the ground truth was
+    never published.
+
+    VOC: scores are rounded in the files as the original rounds them, so its numbers. The rule is the data set's: 11
+    points before VOC 2010, the area under the curve from then on. COCO has thresholds of its own, whatever
+    ``ovthresh``.
     """
     if not imdb.has_ground_truth:
         return None
-    annotations = {name: read_annotation(imdb.annotation_path_at(i)) for i, name in enumerate(imdb.image_index)}
+    if isinstance(imdb, Coco):
+        return evaluate_coco(imdb.coco, read_coco_results(_coco_results(folder, imdb), imdb.coco)[0])
     detections = read_comp4(folder, image_set=imdb.image_set)
-    return evaluate_voc(detections, annotations, imdb.classes, ovthresh=ovthresh, use_07_metric=imdb.use_07_metric)
+    rule = imdb.use_07_metric
+    return evaluate_voc(detections, imdb.annotations(), imdb.classes, ovthresh=ovthresh, use_07_metric=rule)
+
+
+def _coco_results(folder, imdb: Coco) -> Path:
+    return Path(folder) / f"detections_{imdb.data_name}_results.json"

@@ -43,7 +43,8 @@ def plan_minibatch(roidb: list[dict], roidb_inds, cfg: Config, rng: np.random.Ra
         overlaps = roidb[i]["max_overlaps"]
         if train.USE_OHEM:
             fg_inds = np.where(overlaps >= train.FG_THRESH)[0]
-            keep, num_fg = np.append(fg_inds, np.where(overlaps < train.BG_THRESH_HI)[0]), len(fg_inds)
+            bg_inds = np.where((overlaps < train.BG_THRESH_HI) & (overlaps >= 0))[0]  # -1: in a crowd of COCO
+            keep, num_fg = np.append(fg_inds, bg_inds), len(fg_inds)
         else:
             keep, num_fg = sample_rois(overlaps, len(roidb_inds), cfg, rng)
         plan.keep.append(keep)
@@ -137,24 +138,33 @@ def prep_image(image: np.ndarray, cfg: Config, target_size: float, phase) -> tup
     one for each of x1, y1, x2, y2.
 
     Args:
+        image: ``[H, W, 3]`` uint8 BGR.
         phase: ``cfg.TRAIN`` or ``cfg.TEST``, for the last two keys.
 
     Returns:
         ``[H, W, 3]`` float32, and the scale: a number, or ``[4]`` with ``SCALE_MULTIPLE_OF``.
     """
-    image = image.astype(np.float32)
-    image -= np.asarray(cfg.PIXEL_MEANS, dtype=np.float64)
-    image /= np.asarray(cfg.PIXEL_STDS, dtype=np.float64)
-    shorter, longer = min(image.shape[:2]), max(image.shape[:2])
-    im_scale = float(target_size) / float(shorter)
-    if np.round(im_scale * longer) > phase.MAX_SIZE:
-        im_scale = float(phase.MAX_SIZE) / float(longer)
-    fx = fy = im_scale
+    values = np.repeat(np.arange(256, dtype=np.float32), 3).reshape(1, 256, 3)
+    values -= np.asarray(cfg.PIXEL_MEANS, dtype=np.float64)
+    values /= np.asarray(cfg.PIXEL_STDS, dtype=np.float64)
+    fx, fy = image_scale(image.shape, target_size, phase)
+    scaled = cv2.resize(cv2.LUT(image, values), None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
+    return scaled, fx if phase.SCALE_MULTIPLE_OF <= 1 else np.array([fx, fy, fx, fy])
+
+
+def image_scale(shape, target_size: float, phase) -> tuple[float, float]:
+    """How much :func:`prep_image` stretches the sides of an image of ``shape = (height, width, ...)``: x, y.
+
+    The result is ``round(width * x)`` by ``round(height * y)`` pixels.
+    """
+    height, width = shape[:2]
+    scale = float(target_size) / float(min(height, width))
+    if np.round(scale * max(height, width)) > phase.MAX_SIZE:
+        scale = float(phase.MAX_SIZE) / float(max(height, width))
     multiple = phase.SCALE_MULTIPLE_OF
-    if multiple > 1:
-        fy, fx = (max(1, np.floor(side * im_scale / multiple)) * multiple / side for side in image.shape[:2])
-        im_scale = np.array([fx, fy, fx, fy])
-    return cv2.resize(image, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR), im_scale
+    if multiple <= 1:
+        return scale, scale
+    return tuple(max(1, np.floor(side * scale / multiple)) * multiple / side for side in (width, height))
 
 
 def image_info(data: np.ndarray, im_scale) -> np.ndarray:
@@ -173,9 +183,12 @@ def mask_blobs(masks: list[np.ndarray]) -> dict[str, np.ndarray]:
     return {"gt_masks": blob, "mask_info": info}
 
 
-def images_to_blob(images: list[np.ndarray]) -> np.ndarray:
-    """Images ``[H_i, W_i, 3]`` in one ``[N, 3, H, W]`` blob of the largest sides, padded with zeros at the end."""
-    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+def images_to_blob(images: list[np.ndarray], least: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """Images ``[H_i, W_i, 3]`` in one ``[N, 3, H, W]`` blob of the largest sides, padded with zeros at the end.
+
+    ``least``: the height and width that it has at least.
+    """
+    height, width = (max(least[axis], *(image.shape[axis] for image in images)) for axis in (0, 1))
     blob = np.zeros((len(images), 3, height, width), dtype=np.float32)
     for i, image in enumerate(images):
         blob[i, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)

@@ -102,6 +102,19 @@ def load_selective_search(path, image_index, *, min_size: int = 2) -> list[np.nd
     ]
 
 
+def load_demo_boxes(path) -> np.ndarray:
+    """Boxes [N, 4] (x1 y1 x2 y2, zero-based) of one image from a .mat file with a matrix ``boxes``, as lie in the
+    original's data/demo.
+
+    Raises:
+        PortError: missing or broken file, another form.
+    """
+    boxes = read_mat(path).get("boxes")
+    if boxes is None or boxes.dtype == object:
+        raise PortError("no matrix 'boxes'", file=path, hint="it holds the x1 y1 x2 y2 of one image")
+    return _checked(boxes, Path(path), Path(path).stem, lowest=0)[:, :4]
+
+
 def _checked(boxes, path: Path, image: str, lowest: int = 1) -> np.ndarray:
     """``boxes`` as signed or floating [N, >= 4], all finite and not below ``lowest``."""
     boxes = np.asarray(boxes)

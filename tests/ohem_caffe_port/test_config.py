@@ -20,6 +20,7 @@ def test_defaults_of_the_original():
     assert (train.SCALES, train.MAX_SIZE, train.IMS_PER_BATCH, train.BATCH_SIZE) == ((600,), 1000, 2, 128)
     assert (train.FG_FRACTION, train.FG_THRESH, train.BG_THRESH_HI, train.BG_THRESH_LO) == (0.25, 0.5, 0.5, 0.1)
     assert (cfg.TRAIN.OHEM_USE_NMS, cfg.TRAIN.OHEM_NMS_THRESH, cfg.TRAIN.USE_OHEM) == (True, 0.7, False)
+    assert (cfg.TEST.SCALE_USE, cfg.TEST.BBOX_ITERS, cfg.TEST.BBOX_VOTE) == ("nearest", 1, False)
     assert (cfg.TEST.NMS, cfg.DEDUP_BOXES, cfg.RNG_SEED, cfg.EPS) == (0.3, 1 / 16, 3, 1e-14)
     assert cfg.PIXEL_MEANS == (102.9801, 115.9465, 122.7717)
 
@@ -81,6 +82,9 @@ def test_set(key, text, value):
         (["TRAIN.FG_THRESH", "x"], "must be of type float"),
         (["TRAIN", "3"], "is a group of keys"),
         (["RNG_SEED.X", "3"], "must be of type int"),
+        (["TEST.SCALE_USE", "every"], "TEST.SCALE_USE must be nearest or all, not 'every'"),
+        (["TEST.BBOX_ITERS", "0"], "TEST.BBOX_ITERS must be at least 1"),
+        (["TEST.BBOX_VOTE_THRESH", "1.5"], "TEST.BBOX_VOTE_THRESH must be from 0 to 1"),
         (["EXP_DIR"], "has no value"),
         (["EXP_DIR", "__import__('os').getcwd() + ''", "NO_KEY", "1"], "unknown configuration key 'NO_KEY'"),
     ],

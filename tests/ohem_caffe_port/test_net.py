@@ -420,6 +420,72 @@ def test_lenient_reading_lists_unknown_fields(tmp_path, inputs_of):
     assert "my_param" in Net(path, lenient=True).warnings[0]
 
 
+# ---- parts of a net, as pycaffe's forward(start=, end=, blobs=) runs them
+
+PARTS = ip("a", "x", 4) + 'layer { name: "relu" type: "ReLU" bottom: "a" top: "a" }' + ip("b", "a") + ip("c", "b")
+
+
+@pytest.fixture
+def parts(build, inputs_of):
+    return build(inputs_of(x=(2, 3), unused=(1, 1)) + PARTS, "TEST")
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_net_in_two_parts(parts, keep):
+    x = blob(2, 3)
+    whole = parts(x=x, unused=0)
+    parts.keep_blobs = keep
+    first = parts(x=x, end="relu")
+    assert list(first) == ["a"]
+    assert set(parts.blobs) == ({"x", "a"} if keep else {"a"})
+    assert torch.equal(parts(start="b")["c"], whole["c"]), "from the blobs of the last forward"
+    assert "a" in parts.blobs
+    doubled = parts(start="b", a=2 * first["a"], blobs=["b"])
+    weight, bias = parts.params["b"]
+    assert torch.allclose(doubled["b"], 2 * first["a"] @ weight.T + bias)
+    assert set(doubled) == {"b", "c"}
+    assert torch.equal(parts(start="b", end="b", **first)["b"], parts(start="b", blobs=["b"], **first)["b"])
+
+
+def test_a_blob_that_is_given_is_not_overwritten(parts):
+    a = -torch.ones(2, 4)
+    assert not parts(start="relu", a=a, end="relu")["a"].any()
+    assert (a == -1).all()
+    assert parts(x=blob(2, 3), unused=3, end="a", blobs=["unused"])["unused"] == 3
+
+
+def test_blobs_that_are_asked_for_are_kept(parts):
+    parts.keep_blobs = False
+    found = parts(x=blob(2, 3), unused=0, blobs=["x", "b"])
+    assert set(found) == {"x", "b", "c", "unused"}
+    assert "a" not in parts.blobs
+
+
+def test_losses_of_a_part(build, inputs_of):
+    net = build(inputs_of(x=(3, 4), t=(3, 2)) + ip("a", "x") + loss("a") + ip("b", "a") + loss("b", name="late"))
+    net(x=blob(3, 4), t=blob(3, 2), end="loss")
+    assert list(net.losses) == ["loss"]
+    net.backward()
+    assert net.params["a"][0].grad.any()
+    assert net.params["b"][0].grad is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": "bb"}, "no layer is named 'bb'\n.*did you mean 'b'"),
+        ({"start": "c", "end": "a"}, "layer 'a' comes before layer 'c'"),
+        ({"start": "b"}, r"the layers from 'b' on read \['a'\]; missing \['a'\]"),
+        ({"end": "relu"}, r"missing \['x'\]"),
+        ({"start": "b", "a": 0, "d": 0}, r"unknown \['d'\]"),
+        ({"end": "relu", "x": 0, "blobs": ["c"]}, "no layer that runs makes a blob c"),
+    ],
+)
+def test_parts_that_cannot_run(parts, options, message):
+    with pytest.raises(PortError, match=message):
+        parts(**options)
+
+
 # ---- memory
 
 

@@ -119,6 +119,21 @@ def image_file(tmp_path):
     return make
 
 
+def test_multi_scale_training():
+    """OHEM, section 5: one of five scales at random for each image, also of one minibatch."""
+    scales = (480, 576, 688, 864, 900)
+    cfg, rng = config(SCALES=scales), np.random.RandomState(0)
+    drawn = np.array([plan_minibatch([entry(OVERLAPS)] * 2, [0, 1], cfg, rng).scales for _ in range(2000)])
+    pairs = np.array([[((drawn == (a, b)).all(1)).sum() for b in scales] for a in scales])
+    assert pairs.sum() == 2000, "no other scale"
+    assert abs(pairs - 80).max() < 45, "each pair of 25 alike, so one image's scale does not say the other's"
+    for target in scales:
+        prepared, scale = prep_image(np.zeros((375, 500, 3), np.uint8), cfg, target, cfg.TRAIN)
+        expected = min(target / 375, 1000 / 500)
+        assert scale == expected
+        assert prepared.shape[:2] == (round(375 * expected), round(500 * expected))
+
+
 @pytest.mark.parametrize(
     ("size", "target", "max_size", "scale"),
     [((10, 20), 20, 1000, 2), ((20, 10), 20, 1000, 2), ((10, 20), 20, 30, 1.5), ((10, 20), 5, 1000, 0.5)],
