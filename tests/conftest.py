@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-import prototxt.zoo.generate as zoo
 from ohem_caffe_port.inputs import reshape_inputs
 from ohem_caffe_port.net import Net
 from ohem_caffe_port.weights import copy_from
 from prototxt import read_net
+from prototxt.zoo.layers import FROZEN, conv
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = TESTS / "data" / "golden"
@@ -194,7 +194,7 @@ layer { name: "loss_bbox" type: "SmoothL1Loss" bottom: "bbox_pred" bottom: "bbox
 @pytest.fixture(scope="session")
 def faster_rcnn():
     """Texts ``train``, ``test`` and ``rpn`` (proposals alone) of a tiny Faster R-CNN, wired as py-faster-rcnn's."""
-    backbone = zoo.conv("conv1", "data", 8, 8, stride=8, params=zoo.FROZEN, init='type: "gaussian" std: 0.01')
+    backbone = conv("conv1", "data", 8, 8, stride=8, params=FROZEN, init='type: "gaussian" std: 0.01')
     probability = 'layer { name: "cls_prob" type: "Softmax" bottom: "cls_score" top: "cls_prob" }'
     return SimpleNamespace(
         train=RPN_DATA + backbone + RPN_HEAD % "rpn_rois" + RPN_TARGETS + RPN_ROIS + RPN_LOSSES,

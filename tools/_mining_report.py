@@ -95,7 +95,8 @@ def draw(results: list[dict], path: Path) -> None:
                 panel.plot([p["iter"] for p in points[0]], means, label=name, linewidth=1.4)
     axes[0].set(title="loss over all RoIs", xlabel="iteration", yscale="log")
     axes[1].set(title="share of foreground among what counts", xlabel="iteration", ylim=(0, 1))
-    axes[1].legend(ncols=2, fontsize=8)
+    if axes[1].lines:
+        axes[1].legend(ncols=2, fontsize=8)
     for panel in axes:
         panel.grid(alpha=0.3)
     with replacing(path) as file:

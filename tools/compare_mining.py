@@ -12,33 +12,32 @@ to what is there. One folder can take several processes, each with methods of it
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import _cli
 import _mining_report
-import numpy as np
 import torch
 
-import prototxt.zoo.generate as zoo
-from ohem_caffe_port.data.minibatch import load_minibatch, plan_minibatch
 from ohem_caffe_port.data.roidb import get_training_roidb
 from ohem_caffe_port.errors import PortError
 from ohem_caffe_port.evaluate import write_comp4
 from ohem_caffe_port.mining import METHODS
 from ohem_caffe_port.net import Net
+from ohem_caffe_port.roi_loss import RoiLoss
 from ohem_caffe_port.solver import Solver
-from ohem_caffe_port.test_nets import share_layers
 from ohem_caffe_port.testing import evaluate_results, test_net
 from ohem_caffe_port.train import Trainer, load_weights, settle_mining
 from ohem_caffe_port.weights import copy_from
-from prototxt import parse_net, parse_solver
+from prototxt import parse_net
 from prototxt.errors import nearest
 from prototxt.files import replacing
+from prototxt.zoo import detectors
+from prototxt.zoo.generate import FAMILIES, ZOO
 
 OVERLAPS = (0.5, 0.7)  # that a correct detection must exceed
 
@@ -48,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--methods", default=",".join(METHODS), metavar="A,B,...", help=f"[{','.join(METHODS)}]")
     parser.add_argument("--iters", type=int, default=600, help="iterations of each run [600]")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each method, with the seeds 0, 1, ... [2]")
-    parser.add_argument("--family", default="shapes", choices=list(zoo.FAMILIES), help="backbone and head [shapes]")
+    parser.add_argument("--family", default="shapes", choices=list(FAMILIES), help="backbone and head [shapes]")
     parser.add_argument("--weights", metavar="FILE", help="caffemodel that every run starts from")
     parser.add_argument("--test_imdb", help="data set for the average precision [the configuration's]")
     parser.add_argument("--points", type=int, default=12, help="points of a curve [12]")
@@ -62,6 +61,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     methods = list(dict.fromkeys(name.strip() for name in args.methods.split(",") if name.strip()))
+    if not methods:
+        raise PortError("--methods names none", hint=f"known: {', '.join(METHODS)}")
     for name in methods:
         if name not in METHODS:
             near = nearest(name, METHODS)
@@ -112,7 +113,7 @@ class Run:
 
     def __init__(self, method: str, seed: int, args, device, folder: Path):
         sampled = "fast_rcnn" if method == "fast_rcnn" else "ohem"  # by the data layer, or all RoIs of an image
-        self.cfg = cfg = _cli.load_config(args, zoo.ZOO / args.family / sampled / "train.prototxt")
+        self.cfg = cfg = _cli.load_config(args, ZOO / args.family / sampled / "train.prototxt")
         cfg.RNG_SEED = seed
         torch.manual_seed(seed)
         self.args, self.device, self.folder, self.iters = args, device, folder, args.iters
@@ -120,19 +121,21 @@ class Run:
         self.test_imdb = _cli.open_imdb(args, cfg, args.test_imdb or cfg.TEST.IMDB, cfg.TEST.PROPOSAL_METHOD)
         if not self.test_imdb.has_ground_truth:
             raise PortError(f"{self.test_imdb.name} has no public ground truth to test against", field="--test_imdb")
-        own = ("solver", "cfg", "methods", "classes")
-        family = zoo.FAMILIES[args.family]
-        self.head = {k: v for k, v in family.items() if k not in own} | {"classes": imdb.num_classes}
-        net = Net(parse_net(zoo.train_net(method, method, **self.head)), cfg=cfg, device=device)
+        family = FAMILIES[args.family]
+        recipe = replace(family.recipes[sampled], classes=imdb.num_classes)
+        self.head = family.net(recipe)
+        net = Net(parse_net(detectors.train_net(method, method, **self.head)), cfg=cfg, device=device)
         net.keep_blobs = False
         settle_mining(net, cfg)
         if args.weights:
             print("\n".join(load_weights(net, args.weights)))
-        param = parse_solver(f"{family['solver']} snapshot_prefix: '{method}'")
+        param = recipe.solver("", method, family.solver)
+        param.ClearField("train_net")
         param.max_iter, param.stepsize, param.display = args.iters, max(1, int(0.8 * args.iters)), 0
         self.solver = Solver(param, net)
-        self.trainer = Trainer(self.solver, get_training_roidb(imdb, cfg), cfg, folder)
-        self.probe = Probe(self.solver.net, self.trainer.data_layer.loader.roidb, self.head, cfg, args.probe)
+        roidb = get_training_roidb(imdb, cfg)
+        self.trainer = Trainer(self.solver, roidb, cfg, folder)
+        self.roi_loss = RoiLoss(net, roidb, args.probe)
         self.share = torch.zeros(2, dtype=torch.float64, device=device)  # weight of foreground, weight of all
         net.layer_by_name["loss_cls"].register_forward_pre_hook(self._watch_weights)
         self.curve, self.times = [], []
@@ -144,7 +147,7 @@ class Run:
         else:
             self.share, kept = torch.zeros_like(self.share), kept_bytes(self.solver.net)
         result = {"device": str(self.device), "iterations": self.iters}
-        self.curve.append({"iter": 0, "roi_loss": self.probe()})
+        self.curve.append({"iter": 0, "roi_loss": self.roi_loss()})
         self.started = self._clock()
         try:
             model = self.trainer.run(self.iters, self._after_iteration)[-1]
@@ -177,7 +180,7 @@ class Run:
         if done % max(1, self.iters // self.args.points) == 0 or done == self.iters:
             foreground, weight = self.share.tolist()
             share = foreground / weight if weight else 0.0
-            self.curve.append({"iter": done, "roi_loss": self.probe(), "foreground": share})
+            self.curve.append({"iter": done, "roi_loss": self.roi_loss(), "foreground": share})
             self.share.zero_()
         self.started = self._clock()
 
@@ -191,7 +194,7 @@ class Run:
 
     def _average_precision(self, model: Path) -> dict:
         imdb, cfg = self.test_imdb, self.cfg
-        net = Net(parse_net(zoo.test_net("test", **self.head)), "TEST", cfg=cfg, device=self.device)
+        net = Net(parse_net(detectors.test_net("test", **self.head)), "TEST", cfg=cfg, device=self.device)
         copy_from(net, model)
         all_boxes = test_net(net, imdb, cfg)
         results = self.folder / "results"
@@ -199,32 +202,6 @@ class Run:
         found = {overlap: evaluate_results(results, imdb, ovthresh=overlap) for overlap in OVERLAPS}
         aps = {str(overlap): {**result.ap, "mean": result.mean} for overlap, result in found.items()}
         return {k: {name: None if math.isnan(ap) else ap for name, ap in each.items()} for k, each in aps.items()}
-
-
-class Probe:
-    """The mean loss over all RoIs of a few training images, the same for every method: a net of its own on the weights
-    that are being trained, without dropout."""
-
-    def __init__(self, net: Net, roidb: list[dict], head: dict, cfg, images: int):
-        cfg = copy.deepcopy(cfg)
-        cfg.TRAIN.USE_OHEM = True
-        self.net = Net(parse_net(zoo.train_net("probe", "all", **head)), "TEST", cfg=cfg, device=net.device)
-        share_layers(self.net, net)
-        self.net.keep_blobs = False
-        places = np.linspace(0, len(roidb) - 1, min(images, len(roidb))).astype(int)
-        plans = [plan_minibatch(roidb, [i], cfg, np.random.RandomState(0)) for i in places]
-        self.blobs = [load_minibatch(roidb, plan, head["classes"], cfg) for plan in plans]
-
-    @torch.no_grad()
-    def __call__(self) -> float:
-        stream = iter(self.blobs)
-        data, mining = self.net.layers[0], self.net.layer_by_name["hard_roi_mining"]
-        data.loader = argparse.Namespace(next_minibatch=lambda: next(stream))
-        losses = []
-        for _ in self.blobs:
-            self.net()
-            losses.append(mining.roi_loss)
-        return float(torch.cat(losses).mean())
 
 
 def kept_bytes(net: Net) -> int:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import prototxt
 from ohem_caffe_port.data.roidb import get_training_roidb
 from ohem_caffe_port.errors import PortError
+from ohem_caffe_port.roi_loss import Curve, RoiLoss
 from ohem_caffe_port.solver import Solver, state_path
 from ohem_caffe_port.train import Trainer, load_weights, settle_mining
 
@@ -36,6 +37,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--iters", type=int, help=f"iterations in all [max_iter of the solver, or {DEFAULT_ITERS}]")
     parser.add_argument("--rand", action="store_true", help="do not fix the random seeds")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that prepare images ahead [none]")
+    group = parser.add_argument_group("mean loss over all RoIs, whatever RoIs it trains on")
+    group.add_argument("--roi_loss", type=int, metavar="N", help="measure it on so many training images; 0: on all")
+    group.add_argument("--roi_loss_every", type=int, metavar="K", help="iterations in between [a tenth of all]")
     _cli.add_common_options(parser)
     args = parser.parse_args()
     args.solver = args.solver or args.solver_option
@@ -51,6 +55,10 @@ def main() -> int:
         cfg.TRAIN.USE_PREFETCH, cfg.TRAIN.PREFETCH_WORKERS = args.workers > 0, args.workers
     if args.iters is not None and args.iters < 1:
         raise PortError(f"--iters must be positive, not {args.iters}")
+    if args.roi_loss is not None and args.roi_loss < 0:
+        raise PortError(f"--roi_loss must not be negative, not {args.roi_loss}")
+    if args.roi_loss_every is not None and (args.roi_loss_every < 1 or args.roi_loss is None):
+        raise PortError("--roi_loss_every goes with --roi_loss and must be positive")
     if args.rand:
         cfg.RNG_SEED = int(np.random.SeedSequence().generate_state(1)[0])
     torch.manual_seed(cfg.RNG_SEED)
@@ -59,6 +67,8 @@ def main() -> int:
     solver = Solver(args.solver, cfg=cfg, device=device, lenient=args.lenient)
     solver.net.keep_blobs = False
     detector = any(hasattr(layer, "set_roidb") for layer in solver.net.layers)
+    if args.roi_loss is not None and not detector:
+        raise PortError("--roi_loss is for nets that train on RoIs; this one takes none", file=solver.net.source)
     _cli.show([*solver.warnings, *solver.net.warnings, *(settle_mining(solver.net, cfg) if detector else ())])
     if args.weights and args.resume:
         _cli.show(["--weights has no effect: --resume brings the weights of its snapshot"])
@@ -88,11 +98,42 @@ def train_detector(args, cfg, solver: Solver) -> list[Path]:
         _cli.show(trainer.resume(args.resume))
     _cli.output_folder(output)
     iterations = args.iters or solver.param.max_iter or DEFAULT_ITERS
+    measure = None if args.roi_loss is None else roi_loss_recorder(args, trainer, roidb, imdb.name, iterations)
     images = len(trainer.data_layer.loader.roidb)
     mirrored = " with their mirror images" if cfg.TRAIN.USE_FLIPPED else ""
     print(f"{imdb.name}: {images} images{mirrored}; {solver.net.name}: {iterations} iterations, to {output}")
     with progress(solver, iterations, trainer.snapshot) as (on_iteration, write):
-        return trainer.run(iterations, display(solver, on_iteration, write))
+        step = display(solver, on_iteration, write)
+        return trainer.run(iterations, step if measure is None else measure(step, write))
+
+
+def roi_loss_recorder(args, trainer: Trainer, roidb, imdb_name: str, iterations: int):
+    """``measure(on_iteration, write)``: ``on_iteration`` that also records the loss over all RoIs in a file beside the
+    snapshots, now, every ``--roi_loss_every`` iterations and at the end."""
+    solver, roi_loss = trainer.solver, RoiLoss(trainer.net, roidb, args.roi_loss)
+    every = args.roi_loss_every or max(1, iterations // 10)
+    about = {"net": solver.net.name, "imdb": imdb_name, "images": roi_loss.images, "rois": roi_loss.rois}
+    curve = Curve(trainer.prefix.with_name(trainer.prefix.name + Curve.ENDING), about)
+    if args.resume:
+        beside = Path(args.resume).with_name(curve.path.name)
+        curve.follow(curve.path if curve.path.is_file() else beside, solver.iter)
+
+    def measure(on_iteration, write):
+        def record():
+            curve.add(solver.iter, roi_loss())
+            write(f"iteration {solver.iter}: loss {curve.points[solver.iter]:.4f} over all {roi_loss.rois} RoIs of "
+                  f"{roi_loss.images} images")  # fmt: skip
+
+        def step():
+            on_iteration()
+            if solver.iter % every == 0 or solver.iter >= iterations:
+                record()
+
+        if solver.iter not in curve.points and solver.iter < iterations:
+            record()
+        return step
+
+    return measure
 
 
 def train_net(args, solver: Solver) -> list[Path]:

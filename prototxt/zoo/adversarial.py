@@ -18,20 +18,9 @@ from pathlib import Path
 
 from prototxt import parse_net, parse_solver, write_text
 
-from .generate import (
-    BOX_BLOBS,
-    FROZEN,
-    TRAINED,
-    filler,
-    layer,
-    losses,
-    python_param,
-    relu,
-    shapes_backbone,
-    softmax,
-    test_net,
-    weighted,
-)
+from .backbones import shapes_backbone
+from .detectors import BOX_BLOBS, losses, test_net
+from .layers import FROZEN, TRAINED, filler, layer, python_param, relu, softmax, weighted
 
 METHODS = ("fast_rcnn_std", "asdn_pretrain", "asdn", "astn", "asdn_astn", "fast_rcnn_more")
 SETTINGS = {"backbone": shapes_backbone, "classes": 7, "pooled": 6, "hidden": (256, 256)}

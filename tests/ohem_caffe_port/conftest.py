@@ -8,13 +8,15 @@ import pytest
 import torch
 
 import prototxt
-import prototxt.zoo.generate as zoo
 from ohem_caffe_port.config import Config
 from ohem_caffe_port.data.pascal_voc import PascalVoc
 from ohem_caffe_port.data.roidb import add_bbox_regression_targets, get_training_roidb
 from ohem_caffe_port.data.shapes import SHAPE_CLASSES, ensure_shapes
 from ohem_caffe_port.layers import PYTHON_LAYERS, PythonLayer, register_python
 from ohem_caffe_port.net import Net
+from prototxt.zoo import detectors
+from prototxt.zoo.generate import ZOO
+from prototxt.zoo.layers import FROZEN, conv
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +101,7 @@ def shapes_cfg():
 
     def make(method="ohem", **train):
         cfg = Config()
-        cfg.merge_file(zoo.ZOO / "shapes" / method / "cfg.yml")
+        cfg.merge_file(ZOO / "shapes" / method / "cfg.yml")
         small = {"SCALES": [96], "MAX_SIZE": 128}
         cfg.merge({"TRAIN": {**small, "BATCH_SIZE": 16, **train}, "TEST": small}, source="test")
         return cfg
@@ -125,7 +127,7 @@ def tiny_backbone():
 
     def backbone():
         return (
-            zoo.conv("conv1", "data", 8, 8, stride=8, params=zoo.FROZEN, init='type: "gaussian" std: 0.01'),
+            conv("conv1", "data", 8, 8, stride=8, params=FROZEN, init='type: "gaussian" std: 0.01'),
             "conv1",
             8,
         )
@@ -141,11 +143,13 @@ def detector(tiny_backbone):
         settings = {
             "backbone": tiny_backbone, "classes": classes, "pooled": 3, "hidden": (16,), "dropout": dropout,
         }  # fmt: skip
-        return SimpleNamespace(train=zoo.train_net("tiny", method, **settings), test=zoo.test_net("tiny", **settings))
+        return SimpleNamespace(
+            train=detectors.train_net("tiny", method, **settings), test=detectors.test_net("tiny", **settings)
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
 def zoo_folder():
-    return Path(zoo.ZOO)
+    return Path(ZOO)

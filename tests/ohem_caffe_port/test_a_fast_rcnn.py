@@ -7,7 +7,7 @@ import torch
 import prototxt
 from ohem_caffe_port.net import Net
 from prototxt.zoo import adversarial
-from prototxt.zoo.generate import conv
+from prototxt.zoo.layers import conv
 
 BOXES = 28
 LOCALISATION = ("fc6_loc", "fc7_loc", "angles")

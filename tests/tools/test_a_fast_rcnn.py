@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 import prototxt
-import prototxt.zoo.generate as zoo
 from converters import read_caffemodel
-from prototxt.zoo import adversarial
+from prototxt.zoo import adversarial, layers
 
 SOLVER = """\
 train_net: "train.prototxt"
@@ -22,7 +21,7 @@ TEST: {IMDB: shapes_test, SCALES: [96], MAX_SIZE: 128}
 
 
 def backbone():
-    return zoo.conv("conv1", "data", 8, 8, stride=8, init='type: "gaussian" std: 0.01'), "conv1", 8
+    return layers.conv("conv1", "data", 8, 8, stride=8, init='type: "gaussian" std: 0.01'), "conv1", 8
 
 
 @pytest.fixture

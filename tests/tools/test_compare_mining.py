@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-import prototxt.zoo.generate as zoo
+from prototxt.zoo.generate import FAMILIES
+from prototxt.zoo.layers import conv
 
 SMALL = ("--set", "TRAIN.SCALES", "[96]", "TRAIN.MAX_SIZE", "128", "TEST.SCALES", "[96]", "TEST.MAX_SIZE", "128")
 COMMAND = ("--gpu", "-1", "--data", "data", "--output", "out", "--iters", "2", "--seeds", "1", "--probe", "2", *SMALL)
@@ -11,12 +13,12 @@ COMMAND = ("--gpu", "-1", "--data", "data", "--output", "out", "--iters", "2", "
 @pytest.fixture
 def compare(workspace, monkeypatch):
     """Runs the tool on a tiny net of the family shapes."""
-    tiny = {
-        "backbone": lambda: (zoo.conv("conv1", "data", 8, 8, stride=8, init='type: "gaussian" std: 0.01'), "conv1", 8),
-        "pooled": 3,
-        "hidden": (16,),
-    }
-    monkeypatch.setitem(zoo.FAMILIES, "shapes", zoo.FAMILIES["shapes"] | tiny)
+    tiny = replace(
+        FAMILIES["shapes"],
+        backbone=lambda: (conv("conv1", "data", 8, 8, stride=8, init='type: "gaussian" std: 0.01'), "conv1", 8),
+        head={"pooled": 3, "hidden": (16,)},
+    )
+    monkeypatch.setitem(FAMILIES, "shapes", tiny)
 
     def run(*options):
         return workspace.run(workspace.tools.compare_mining, [*COMMAND, *options])
@@ -72,9 +74,8 @@ def test_what_is_done_is_not_done_again(compare, workspace, monkeypatch):
 
 
 def test_a_training_that_diverges_is_a_result(compare, workspace, monkeypatch):
-    shapes = zoo.FAMILIES["shapes"]
     monkeypatch.setitem(
-        zoo.FAMILIES, "shapes", shapes | {"solver": shapes["solver"].replace("base_lr: 0.001", "base_lr: 1e30")}
+        FAMILIES, "shapes", replace(FAMILIES["shapes"], solver="type: 'Adam' momentum2: 0.999 base_lr: 1e30")
     )
     done = compare("--methods", "all", "--markdown", "table.md")
     assert done.code == 0, done.err
