@@ -31,10 +31,10 @@ def list_imdbs() -> list[str]:
 def get_imdb(name: str, *, data_dir, devkit=None, use_diff=False, proposals="selective_search") -> Imdb:
     """The imdb called ``name``, or several joined by ``+``.
 
-    ``data_dir``: holds ``VOCdevkit<year>`` and ``selective_search_data``; ``devkit``: the devkit's folder where it lies
-    elsewhere; ``use_diff``: keep difficult objects in the ground truth; ``proposals``: ``gt`` for ground truth alone,
-    a method (``selective_search`` reads ``<data_dir>/selective_search_data/<name>.mat`` or ``.npz``), a file or a
-    folder of such files.
+    ``data_dir``: holds ``VOCdevkit<year>``, ``coco`` and ``selective_search_data``; ``devkit``: the folder of the
+    devkit or of COCO where it lies elsewhere; ``use_diff``: keep difficult objects in the ground truth; ``proposals``:
+    ``gt`` for ground truth alone, a method (``selective_search`` reads ``<data_dir>/selective_search_data/<name>.mat``
+    or ``.npz``), a file or a folder of such files; for COCO see also ``coco.find_coco_proposals``.
 
     Raises:
         PortError: unknown name (the nearest is suggested), missing devkit, image set or proposals.
@@ -91,10 +91,29 @@ def _sbd(name, *, data_dir, devkit, use_diff, proposals) -> Sbd:
     return Sbd(name, devkit or Path(data_dir) / "VOCdevkitSDS", name.rpartition("_")[2])
 
 
+def _coco(name, *, data_dir, devkit, use_diff, proposals) -> Imdb:
+    """``<data_dir>/coco``. Nothing in COCO is marked difficult."""
+    from .coco import Coco, find_coco, find_coco_proposals
+
+    if name == "coco_2014_trainval":
+        options = {"data_dir": data_dir, "devkit": devkit, "use_diff": use_diff, "proposals": proposals}
+        return get_imdb("coco_2014_train+coco_2014_val", **options)
+    _, year, image_set = name.split("_")
+    folder = find_coco(data_dir, devkit)
+    return Coco(name, folder, year, image_set, proposals=find_coco_proposals(proposals, name, data_dir))
+
+
 for _year in ("2007", "2010", "2012"):
     for _split in ("train", "val", "trainval", "test"):
         register_imdb(f"voc_{_year}_{_split}", _voc)
 for _split in ("train", "val"):
     register_imdb(f"voc_2012_seg_{_split}", _sbd)
+for _year, _splits in (
+    ("2014", ("train", "val", "trainval", "minival", "valminusminival")),
+    ("2015", ("test", "test-dev")),
+    ("2017", ("train", "val", "test", "test-dev")),
+):
+    for _split in _splits:
+        register_imdb(f"coco_{_year}_{_split}", _coco)
 for _split in ("train", "test"):
     register_imdb(f"shapes_{_split}", _shapes)

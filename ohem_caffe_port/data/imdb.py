@@ -17,19 +17,9 @@ import numpy as np
 import scipy.sparse
 
 from ..errors import PortError
+from ..evaluate.recall import AREA_RANGES, proposal_recall
 from ..ops.boxes import bbox_overlaps
 from .image_size import image_size
-
-AREA_RANGES = {
-    "all": (0**2, 1e5**2),
-    "small": (0**2, 32**2),
-    "medium": (32**2, 96**2),
-    "large": (96**2, 1e5**2),
-    "96-128": (96**2, 128**2),
-    "128-256": (128**2, 256**2),
-    "256-512": (256**2, 512**2),
-    "512-inf": (512**2, 1e5**2),
-}
 
 
 class Imdb:
@@ -166,32 +156,24 @@ class Imdb:
         """Recall of proposals on the ground truth, each proposal matched to one object (greedily, best IoU first).
 
         ``candidate_boxes``: one [N, 4] array per image, by default the proposals of the roidb; ``thresholds``: IoU,
-        by default 0.5, 0.55 ... 0.95; ``area``: a key of ``AREA_RANGES``; ``limit``: proposals used per image.
+        by default 0.5, 0.55 ... 0.95; ``area``: a key of ``AREA_RANGES`` of :mod:`..evaluate.recall`, where the rule
+        is; ``limit``: proposals used per image.
 
         Returns a dict: ``ar`` (average recall), ``recalls`` and ``thresholds`` [T], ``gt_overlaps`` (sorted best IoUs).
         """
         if area not in AREA_RANGES:
             raise PortError(f"unknown area range '{area}'", hint=f"Known: {', '.join(AREA_RANGES)}.")
-        low, high = AREA_RANGES[area]
-        found, num_pos = [], 0
-        for i, entry in enumerate(self.roidb):
-            wanted = (entry["gt_classes"] > 0) & (entry["seg_areas"] >= low) & (entry["seg_areas"] <= high)
-            gt_boxes = entry["boxes"][wanted]
-            num_pos += len(gt_boxes)
-            boxes = entry["boxes"][entry["gt_classes"] == 0] if candidate_boxes is None else candidate_boxes[i]
-            overlaps = bbox_overlaps(
-                np.asarray(boxes, dtype=np.float64).reshape(-1, 4)[:limit], gt_boxes.astype(np.float64)
-            )
-            for _ in range(min(overlaps.shape)):
-                box, gt = np.unravel_index(overlaps.argmax(), overlaps.shape)
-                found.append(overlaps[box, gt])
-                overlaps[box, :] = overlaps[:, gt] = -1  # both are taken
-        if num_pos == 0:
+        found = proposal_recall(self.roidb, candidate_boxes, thresholds=thresholds, areas=[area], limits=[limit])[
+            area, limit
+        ]
+        if not found.objects:
             raise PortError(f"'{self.name}' has no ground truth in the area range '{area}'")
-        thresholds = np.arange(0.5, 0.95 + 1e-5, 0.05) if thresholds is None else np.asarray(thresholds)
-        gt_overlaps = np.sort(np.asarray(found, dtype=np.float64))
-        recalls = np.array([(gt_overlaps >= t).sum() / num_pos for t in thresholds])
-        return {"ar": recalls.mean(), "recalls": recalls, "thresholds": thresholds, "gt_overlaps": gt_overlaps}
+        return {
+            "ar": found.average,
+            "recalls": found.recalls,
+            "thresholds": found.thresholds,
+            "gt_overlaps": found.gt_overlaps,
+        }
 
 
 class UnionImdb(Imdb):
@@ -214,6 +196,10 @@ class UnionImdb(Imdb):
     def image_path_at(self, i):
         part, k = self._where[i]
         return part.image_path_at(k)
+
+    def image_size_at(self, i):
+        part, k = self._where[i]
+        return part.image_size_at(k)
 
     def gt_roidb(self):
         found = [part.gt_roidb() for part in self.parts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -23,15 +24,16 @@ VOC_CLASSES = (
 class PascalVoc(Imdb):
     """One image set of a VOC devkit.
 
-    ``devkit``: the folder that holds ``VOC<year>/{JPEGImages,Annotations,ImageSets}``; ``proposals``: a .mat or .npz
-    file (see :mod:`.proposals`) or None for ground truth alone. Difficult objects are left out of the ground truth
-    unless ``use_diff``. ``min_size``: proposals smaller than that are dropped (see ``proposals.clean_boxes``).
+    ``devkit``: the folder that holds ``VOC<year>/{JPEGImages,Annotations,ImageSets}``, or ``VOC<year>`` itself;
+    ``proposals``: a .mat or .npz file (see :mod:`.proposals`) or None for ground truth alone. Difficult objects are
+    left out of the ground truth unless ``use_diff``. ``min_size``: proposals smaller than that are dropped (see
+    ``proposals.clean_boxes``).
     """
 
     def __init__(
         self, name, devkit, year, image_set, *, classes=VOC_CLASSES, proposals=None, use_diff=False, min_size=2
     ):
-        self.data_path = Path(devkit) / f"VOC{year}"
+        self.data_path = _voc_folder(Path(devkit), year)
         self.year, self.image_set = str(year), image_set
         self.proposals, self.use_diff, self.min_size = proposals, use_diff, min_size
         super().__init__(name, classes, read_image_set(self.data_path / "ImageSets" / "Main" / f"{image_set}.txt"))
@@ -52,6 +54,11 @@ class PascalVoc(Imdb):
     def annotation_path_at(self, i: int) -> Path:
         """Path of the XML file of image ``i``."""
         return self.data_path / "Annotations" / f"{self.image_index[i]}.xml"
+
+    def annotations(self) -> dict[str, list[dict]]:
+        """{image id: objects, as :func:`read_annotation` gives them}, difficult ones included: what
+        ``evaluate_voc`` compares detections with."""
+        return {image: read_annotation(self.annotation_path_at(i)) for i, image in enumerate(self.image_index)}
 
     def proposal_boxes(self):
         if self.proposals is None:
@@ -124,24 +131,29 @@ def read_annotation(path, *, size: tuple[int, int] | None = None) -> list[dict]:
     except (ET.ParseError, LookupError, ValueError) as error:  # LookupError: an encoding that does not exist
         line = error.position[0] if isinstance(error, ET.ParseError) else None
         raise PortError(f"broken XML: {error}", file=path, line=line, hint="Restore the annotation file.") from None
+    if size is not None:
+        _check_size(root, size, path)
+    return [_read_object(obj, path, n) for n, obj in enumerate(root.findall("object"), start=1)]
+
+
+def _check_size(root: ET.Element, size: tuple[int, int], path: Path) -> None:
     stated = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
     stated = tuple(int(text) if text.isdecimal() else 0 for text in stated)  # some programs write 0 or nothing
-    if size is not None and all(stated) and stated != tuple(size):
+    if all(stated) and stated != tuple(size):
         raise PortError(
             f"the image is {size[0]} x {size[1]}, its annotation says {stated[0]} x {stated[1]}",
             file=path,
             field="size",
             hint="Its boxes belong to an image of that size: restore the image, or annotate it anew.",
         )
-    return [_read_object(obj, path, n) for n, obj in enumerate(root.findall("object"), start=1)]
 
 
 def _read_object(obj: ET.Element, path: Path, n: int) -> dict:
     def fail(message, field, hint):
         raise PortError(f"object {n}: {message}", file=path, field=field, hint=hint)
 
-    def number(field, default=None):
-        text = obj.findtext(field, default)
+    def number(parent, field, default=None):
+        text = default if parent is None else parent.findtext(field.rpartition("/")[2], default)
         try:
             return int(float(text))
         except (TypeError, ValueError, OverflowError):
@@ -150,7 +162,8 @@ def _read_object(obj: ET.Element, path: Path, n: int) -> dict:
     name = (obj.findtext("name") or "").lower().strip()
     if not name:
         fail("no class name", "name", "Every <object> needs a <name>.")
-    bbox = tuple(number(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+    corners = obj.find("bndbox")
+    bbox = tuple(number(corners, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
     if bbox[0] < 1 or bbox[1] < 1:
         fail(f"box {bbox} ('{name}') begins before pixel 1", "bndbox", "VOC counts pixels from 1: add 1 to all sides?")
     if bbox[2] < bbox[0] or bbox[3] < bbox[1]:
@@ -158,24 +171,32 @@ def _read_object(obj: ET.Element, path: Path, n: int) -> dict:
     return {
         "name": name,
         "bbox": bbox,
-        "difficult": bool(number("difficult", "0")),
-        "truncated": bool(number("truncated", "0")),
+        "difficult": bool(number(obj, "difficult", "0")),
+        "truncated": bool(number(obj, "truncated", "0")),
         "pose": (obj.findtext("pose") or "Unspecified").strip(),
     }
+
+
+def _voc_folder(place: Path, year) -> Path:
+    """``place/VOC<year>``; or ``place``, where that folder itself was named or its content lies in another one."""
+    inner = place / f"VOC{year}"
+    another_year = re.fullmatch(r"VOC\d{4}", place.name) and place.name != inner.name
+    is_itself = not inner.is_dir() and (place / "ImageSets" / "Main").is_dir() and not another_year
+    return place if is_itself else inner
 
 
 def find_devkit(year, data_dir, devkit=None) -> Path:
     """The VOC devkit folder: ``devkit`` if given, else ``<data_dir>/VOCdevkit<year>``, else ``<data_dir>/VOCdevkit``.
 
     Raises:
-        PortError: none of them holds a ``VOC<year>`` folder; the message lists the places.
+        PortError: none of them holds a ``VOC<year>`` folder, or is one; the message lists the places.
     """
     if devkit is not None:
         places = [Path(devkit)]
     else:
         places = [Path(data_dir) / f"VOCdevkit{year}", Path(data_dir) / "VOCdevkit"]
     for place in places:
-        if (place / f"VOC{year}").is_dir():
+        if _voc_folder(place, year).is_dir():
             return place
     raise PortError(
         f"no VOC {year} devkit found; looked for " + ", ".join(str(place / f"VOC{year}") for place in places),

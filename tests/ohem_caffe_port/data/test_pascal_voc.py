@@ -94,6 +94,28 @@ def test_devkit_lookup(tmp_path):
     assert "Unpack" in error.value.hint
 
 
+def test_the_folder_of_one_year_may_be_named(devkit, tmp_path):
+    """VOC2007 itself, or its content in a folder of another name; not that of another year."""
+    names = {"data_dir": "nowhere", "proposals": "gt"}
+    roidb = get_imdb("voc_2007_train", devkit=devkit.voc.parent, **names).roidb
+    renamed = tmp_path / "mine"
+    renamed.symlink_to(devkit.voc)
+    for folder in (devkit.voc, renamed):
+        same = get_imdb("voc_2007_train", devkit=folder, **names).roidb
+        assert [entry["boxes"].tolist() for entry in same] == [entry["boxes"].tolist() for entry in roidb]
+    with pytest.raises(PortError, match="no VOC 2012 devkit found"):
+        get_imdb("voc_2012_train", devkit=devkit.voc, **names)
+
+
+def test_annotations_have_difficult_objects(devkit):
+    found = get_imdb("voc_2007_train", data_dir=devkit.data_dir, proposals="gt").annotations()
+    assert list(found) == ["000001", "000002", "000003"]
+    assert [(obj["name"], obj["bbox"], obj["difficult"]) for obj in found["000001"]] == [
+        ("dog", (11, 11, 30, 30), False),
+        ("person", (1, 1, 60, 40), True),
+    ]
+
+
 def test_missing_and_empty_image_set(devkit):
     with pytest.raises(PortError, match="image set not found") as error:
         get_imdb("voc_2007_test", data_dir=devkit.data_dir, proposals="gt")
