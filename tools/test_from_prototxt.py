@@ -6,24 +6,22 @@ python tools/test_from_prototxt.py --def test.prototxt --net snapshot.caffemodel
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import time
 from pathlib import Path
 
 import _cli
+import _evaluation
 import cv2
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
+from ohem_caffe_port.data.imdb import UnionImdb
 from ohem_caffe_port.detect import detector_form
 from ohem_caffe_port.draw import draw_detections
 from ohem_caffe_port.errors import PortError
-from ohem_caffe_port.evaluate import save_detections, write_comp4
+from ohem_caffe_port.evaluate import save_detections
 from ohem_caffe_port.net import Net
 from ohem_caffe_port.single_shot import detection_layer
-from ohem_caffe_port.testing import evaluate_results, test_net
+from ohem_caffe_port.testing import test_net
 from ohem_caffe_port.weights import copy_from
 from prototxt.files import replacing
 
@@ -50,13 +48,13 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    if args.json and (Path(args.json).is_dir() or not Path(args.json).absolute().parent.is_dir()):
-        raise PortError("no file can be written there", file=args.json, field="--json", hint="name a file in a folder")
+    _evaluation.can_be_written(args.json, "--json")
     cfg = _cli.load_config(args, args.prototxt)
     while args.wait and not Path(args.caffemodel).exists():
         print(f"waiting for {args.caffemodel} ...")
         time.sleep(10)
     net = Net(args.prototxt, "TEST", cfg=cfg, device=_cli.pick_device(args), lenient=args.lenient)
+    net.keep_blobs = False
     _cli.show(net.warnings)
     report = copy_from(net, args.caffemodel)
     print(report.summary())
@@ -66,6 +64,8 @@ def main() -> int:
     own_boxes = detection_layer(net) or detector_form(net, cfg).has_rpn
     method = "gt" if own_boxes else cfg.TEST.PROPOSAL_METHOD
     imdb = _cli.open_imdb(args, cfg, args.imdb or cfg.TEST.IMDB or DEFAULT_IMDB, method)
+    if isinstance(imdb, UnionImdb):
+        raise PortError(f"'{imdb.name}' is several data sets", field="--imdb", hint="test on one after the other")
     output = Path(args.output or Path("output") / cfg.EXP_DIR / imdb.name / Path(args.caffemodel).stem)
 
     with tqdm(total=imdb.num_images, unit="image", dynamic_ncols=True, disable=None) as bar:
@@ -82,34 +82,9 @@ def main() -> int:
 
         all_boxes = test_net(net, imdb, cfg, thresh=args.det_thresh, max_per_image=args.num_dets, on_image=on_image)
     save_detections(output / "detections.npz", all_boxes, imdb.image_index, imdb.classes)
-    results = output / "results"
-    write_comp4(results, all_boxes, imdb.image_index, imdb.classes, image_set=imdb.image_set)
-    print(f"detections: {output / 'detections.npz'}; result files: {results}")
-    if args.comp:
-        return 0
-    result = evaluate_results(results, imdb, ovthresh=args.iou)
-    if result is None:
-        _cli.show([f"{imdb.name} has no public ground truth; send the result files to the evaluation server"])
-        return 0
-    print_table(result, imdb, args.iou)
-    if args.json:
-        values = {k: None if math.isnan(v) else v for k, v in {**result.ap, "mean": result.mean}.items()}
-        with replacing(args.json, "w", encoding="utf-8") as file:
-            json.dump({"imdb": imdb.name, "iou": args.iou, "ap": values}, file, indent=1)
+    print(f"detections: {output / 'detections.npz'}")
+    _evaluation.score(all_boxes, imdb, output / "results", args)
     return 0
-
-
-def print_table(result, imdb, iou: float) -> None:
-    rule = "11 points" if imdb.use_07_metric else "area under the curve"
-    title = f"average precision on {imdb.name} (IoU > {iou}, {rule})"
-    table = Table(title=title, min_width=len(title))
-    table.add_column("class")
-    table.add_column("AP", justify="right")
-    for name, ap in result.ap.items():
-        table.add_row(name, "no objects" if math.isnan(ap) else f"{ap:.4f}")
-    table.add_section()
-    table.add_row("mAP", f"{result.mean:.4f}")
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
-"""From detections to average precision, and the files that keep detections."""
+"""From detections to average precision, from proposals to recall, and the files that keep detections."""
 
-from .results import load_detections, read_comp4, save_detections, voc_detections, write_comp4
+from .comp4 import ResultFiles, read_comp4, read_detections, write_comp4
+from .recall import proposal_recall
+from .results import apply_nms, load_detections, save_detections, voc_detections
 from .voc import VocResult, average_precision, evaluate_voc, match_detections
 
 __all__ = [
+    "ResultFiles",
     "VocResult",
+    "apply_nms",
     "average_precision",
     "evaluate_voc",
     "load_detections",
     "match_detections",
+    "proposal_recall",
     "read_comp4",
+    "read_detections",
     "save_detections",
     "voc_detections",
     "write_comp4",

@@ -1,16 +1,13 @@
-"""Files of detections: VOC's comp4 text files, and everything a test run found as one .npz.
+"""What a test run found, in memory and as one .npz file.
 
-In memory a test run's result is ``all_boxes[class][image]``, an [N, 5] float32 array of x1 y1 x2 y2 score, where boxes
-are zero-based, inclusive pixels of the image. VOC's files, and detections given to :mod:`.voc`, are one-based;
+It is ``all_boxes[class][image]``, an [N, 5] float32 array of x1 y1 x2 y2 score, where boxes are zero-based, inclusive
+pixels of the image. VOC's files (:mod:`.comp4`), and detections given to :mod:`.voc`, are one-based;
 :func:`voc_detections` is the one place that adds 1.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ import numpy as np
 from prototxt.files import replacing
 
 from ..errors import PortError
+from ..ops import nms
 from .voc import BACKGROUND
 
 _KEYS = ("classes", "image_index", "offsets", "dets")
@@ -27,7 +25,7 @@ def voc_detections(all_boxes, image_index, classes) -> dict[str, tuple[list, np.
     """``all_boxes`` as {class: (image ids, scores [N], boxes [N, 4])}: one-based pixels, float64, without background.
 
     Unlike the original, which evaluates the files it wrote, nothing is rounded; for its exact numbers go through
-    :func:`write_comp4` and :func:`read_comp4` (scores of three decimals, boxes of one).
+    :func:`.comp4.write_comp4` and :func:`.comp4.read_comp4` (scores of three decimals, boxes of one).
 
     Raises :class:`PortError` when ``all_boxes`` does not have one array [N, 5] per class and image.
     """
@@ -41,54 +39,11 @@ def voc_detections(all_boxes, image_index, classes) -> dict[str, tuple[list, np.
     return detections
 
 
-def write_comp4(folder, all_boxes, image_index, classes, *, image_set: str, comp_id: str = "comp4") -> list[Path]:
-    """Write VOC's result files ``<comp_id>_det_<image_set>_<class>.txt``, one a class, and return their paths.
-
-    A line is ``image score x1 y1 x2 y2``, one-based, the score to three decimals and the box to one, as the devkit and
-    the original's ``pascal_voc.py`` have it. A class without detections gets an empty file. The folder is created.
-
-    Raises :class:`CaffePortError` when ``all_boxes`` is not as :func:`voc_detections` needs it or a file cannot be
-    written.
-    """
-    folder, paths = Path(folder), []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise PortError(f"cannot be created: {err.strerror}", file=folder) from err
-    for name, (ids, scores, boxes) in voc_detections(all_boxes, image_index, classes).items():
-        paths.append(folder / f"{comp_id}_det_{image_set}_{name}.txt")
-        with replacing(paths[-1], "w", encoding="utf-8", newline="\n") as file:
-            rows = zip(ids, scores.tolist(), boxes.tolist(), strict=True)
-            file.writelines(
-                f"{image} {score:.3f} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}\n" for image, score, (x1, y1, x2, y2) in rows
-            )
-    return paths
-
-
-def read_comp4(
-    source, *, image_set: str = "test", comp_id: str = "comp4"
-) -> dict[str, tuple[list[str], np.ndarray, np.ndarray]]:
-    """Read VOC's result files, plain or ``.gz``: {class: (image ids, scores [N], boxes [N, 4])}, one-based as stored.
-
-    ``source`` is a folder, whose files ``<comp_id>_det_<image_set>_*.txt`` are read, or several such files. The class
-    is what follows that prefix.
-
-    Raises :class:`PortError` for a folder without such files, a file of another name, or a malformed line.
-    """
-    prefix = f"{comp_id}_det_{image_set}_"
-    detections = {}
-    for path in _comp4_files(source, prefix):
-        name = path.name.removesuffix(".gz").removesuffix(".txt").removeprefix(prefix)
-        if not path.name.startswith(prefix) or not name:
-            raise PortError(
-                f"the file name does not begin with '{prefix}', so its class is unknown",
-                file=path,
-                hint="Give the comp_id and image_set that the files are named after.",
-            )
-        if name in detections:
-            raise PortError(f"class '{name}' is there twice", file=path, hint="Remove the plain file or the .gz.")
-        detections[name] = _read_lines(path)
-    return detections
+def apply_nms(all_boxes, thresh: float) -> list[list[np.ndarray]]:
+    """``all_boxes`` after non-maximum suppression of each class on each image (the original's ``apply_nms``): [N, 5]
+    float32, best first, without boxes that overlap a better one by more than ``thresh``."""
+    arrays = [[_dets(entry) for entry in per_image] for per_image in all_boxes]
+    return [[dets[nms(dets[:, :4], dets[:, 4], thresh)] for dets in per_image] for per_image in arrays]
 
 
 def save_detections(path: str | os.PathLike, all_boxes, image_index, classes) -> None:
@@ -171,54 +126,3 @@ def _check_detections(path, classes, image_index, offsets, dets) -> None:
         raise PortError(
             "the arrays in the file do not fit together", file=path, hint="It is damaged; run the test again."
         )
-
-
-def _comp4_files(source, prefix: str) -> list[Path]:
-    if isinstance(source, Iterable) and not isinstance(source, (str, os.PathLike)):
-        return [Path(path) for path in source]
-    folder = Path(source)
-    if not folder.is_dir():
-        raise PortError("there is no such folder", file=folder, hint="Give the folder of the comp4 files.")
-    paths = sorted(p for p in folder.glob("*_det_*") if p.name.removesuffix(".gz").endswith(".txt"))
-    wanted = [p for p in paths if p.name.startswith(prefix)]
-    if not wanted:
-        hint = f"There is {paths[0].name}; give its image_set and comp_id." if paths else "Is it the right folder?"
-        raise PortError(f"has no files named {prefix}<class>.txt", file=folder, hint=hint)
-    return wanted
-
-
-def _read_lines(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            lines = file.read().rstrip().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as err:
-        raise PortError(f"cannot be read: {getattr(err, 'strerror', None) or err}", file=path) from err
-    if not lines:
-        return [], np.empty(0), np.empty((0, 4))
-    try:
-        ids, values = _parse(lines)
-    except ValueError:
-        line = next(n for n, text in enumerate(lines, start=1) if not _is_detection(text))
-        raise PortError(
-            f"'{lines[line - 1]}' is not a detection",
-            file=path,
-            line=line,
-            hint="A line is: image score x1 y1 x2 y2.",
-        ) from None
-    return list(ids), values[:, 0], values[:, 1:]
-
-
-def _parse(lines: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    ids, numbers = zip(*(line.split(None, 1) for line in lines), strict=True)
-    values = np.loadtxt(numbers, comments=None, ndmin=2).reshape(len(lines), 5)
-    if not np.isfinite(values).all():
-        raise ValueError
-    return ids, values
-
-
-def _is_detection(line: str) -> bool:
-    try:
-        _parse([line])
-    except ValueError:
-        return False
-    return True

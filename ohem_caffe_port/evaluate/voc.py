@@ -9,7 +9,7 @@ neither right nor wrong.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,14 +20,30 @@ BACKGROUND = "__background__"
 
 @dataclass
 class VocResult:
-    """Per class: ``ap``, and the curve after each detection in descending order of score (float64 arrays).
+    """Per class: ``ap`` by one of the two rules (see :func:`average_precision`), ``positives``, the number of objects
+    that are not difficult, and the curve after each detection in descending order of score (float64 arrays).
 
-    A class without (not difficult) ground truth has ap nan.
+    A class without positives has ap nan.
     """
 
-    ap: dict[str, float]
-    recall: dict[str, np.ndarray]
-    precision: dict[str, np.ndarray]
+    use_07_metric: bool
+    ap: dict[str, float] = field(default_factory=dict)
+    positives: dict[str, int] = field(default_factory=dict)
+    recall: dict[str, np.ndarray] = field(default_factory=dict)
+    precision: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, name: str, positives: int, recall: np.ndarray, precision: np.ndarray) -> None:
+        """One more class, with its curve."""
+        self.positives[name], self.recall[name], self.precision[name] = positives, recall, precision
+        ap = average_precision(recall, precision, self.use_07_metric) if positives else float("nan")
+        self.ap[name] = ap
+
+    def by(self, use_07_metric: bool) -> VocResult:
+        """The same curves by the rule that is asked for."""
+        result = VocResult(use_07_metric)
+        for name, positives in self.positives.items():
+            result.add(name, positives, self.recall[name], self.precision[name])
+        return result
 
     @property
     def mean(self) -> float:
@@ -91,8 +107,9 @@ def evaluate_voc(detections, annotations, classes, *, ovthresh: float = 0.5, use
     """Average precision of every class.
 
     Args:
-        detections: {class: (image ids, scores [N], boxes [N, 4])}, what :func:`.results.read_comp4` and
-            :func:`.results.voc_detections` return. A class that is absent has no detections.
+        detections: {class: (image ids, scores [N], boxes [N, 4])}, what :func:`.comp4.read_comp4` and
+            :func:`.results.voc_detections` return, or :class:`.comp4.ResultFiles`. A class that is absent has no
+            detections.
         annotations: {image id: list of objects}, an object being a dict with ``name``, ``bbox`` and ``difficult``, as
             ``data.pascal_voc.read_annotation`` returns them. Its images are the image set.
         classes: the classes to evaluate; ``__background__`` is passed over.
@@ -109,7 +126,7 @@ def evaluate_voc(detections, annotations, classes, *, ovthresh: float = 0.5, use
     """
     image_numbers = {image: number for number, image in enumerate(annotations)}
     objects = _objects_by_class(annotations)
-    result = VocResult({}, {}, {})
+    result = VocResult(use_07_metric)
     for name in classes:
         if name == BACKGROUND:
             continue
@@ -120,30 +137,32 @@ def evaluate_voc(detections, annotations, classes, *, ovthresh: float = 0.5, use
         found, missed = np.cumsum(right), np.cumsum(wrong)
         recall = found / positives if positives else np.full(len(found), np.nan)
         # Before the first right or wrong detection (only difficult ones found so far) precision is 0.
-        precision = found / np.maximum(found + missed, 1)
-        result.recall[name], result.precision[name] = recall, precision
-        result.ap[name] = average_precision(recall, precision, use_07_metric) if positives else float("nan")
+        result.add(name, positives, recall, found / np.maximum(found + missed, 1))
     return result
+
+
+def pairs_within(groups: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of one group: indices [P] into ``groups``, ascending, and into ``others``, whose numbers are sorted."""
+    start = np.searchsorted(others, groups, "left")
+    count = np.searchsorted(others, groups, "right") - start
+    first = np.repeat(np.arange(len(groups)), count)
+    return first, np.arange(len(first)) + np.repeat(start - (np.cumsum(count) - count), count)
 
 
 def _best_overlaps(boxes, images, gt_boxes, gt_images) -> tuple[np.ndarray, np.ndarray]:
     """Overlap with, and index of, the ground truth each box overlaps most; (-inf, -1) where its image has none.
 
-    ``gt_images`` is sorted. Works on the list of all (box, ground truth) pairs that share an image.
+    ``gt_images`` is sorted.
     """
-    start = np.searchsorted(gt_images, images, "left")
-    count = np.searchsorted(gt_images, images, "right") - start
     overlap, best = np.full(len(boxes), -np.inf), np.full(len(boxes), -1)
-    some = np.flatnonzero(count)
-    if not some.size:
+    box, gt = pairs_within(images, gt_images)
+    if not len(box):
         return overlap, best
-    start, count = start[some], count[some]
-    first_pair = np.cumsum(count) - count
-    gt = np.arange(count.sum()) + np.repeat(start - first_pair, count)
-    pairs = _overlaps(np.repeat(boxes[some], count, axis=0), gt_boxes[gt])
-    overlap[some] = np.maximum.reduceat(pairs, first_pair)
-    is_best = pairs == np.repeat(overlap[some], count)
-    best[some] = np.minimum.reduceat(np.where(is_best, gt, len(gt_boxes)), first_pair)
+    pairs = _overlaps(boxes[box], gt_boxes[gt])
+    first = np.flatnonzero(np.diff(box, prepend=-1))  # of the pairs of each box
+    overlap[box[first]] = np.maximum.reduceat(pairs, first)
+    candidates = np.where(pairs == overlap[box], gt, len(gt_boxes))
+    best[box[first]] = np.minimum.reduceat(candidates, first)
     return overlap, best
 
 
@@ -182,10 +201,12 @@ def _checked(name: str, detections, image_numbers: dict) -> tuple[np.ndarray, np
             f"boxes {boxes.shape}",
             hint="Give N image ids, N scores and N x 4 boxes.",
         )
-    try:
-        return scores, boxes, [image_numbers[image] for image in ids]
-    except KeyError as err:
+    numbers = [image_numbers.get(image, -1) for image in ids]
+    strange = numbers.count(-1)
+    if strange:
         raise PortError(
-            f"a detection of class '{name}' is on image {err.args[0]!r}, which has no annotation",
+            f"{strange} of {len(ids)} detections of class '{name}' are on images without annotation, the first on "
+            f"{ids[numbers.index(-1)]!r}",
             hint="Were the detections made on another image set?",
-        ) from None
+        )
+    return scores, boxes, numbers

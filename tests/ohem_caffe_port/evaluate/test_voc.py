@@ -1,16 +1,17 @@
 """VOC's average precision: tiny cases worked by hand, a slow reference, and published detections with known scores."""
 
 import json
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ohem_caffe_port.data.pascal_voc import PascalVoc
 from ohem_caffe_port.errors import PortError
-from ohem_caffe_port.evaluate import average_precision, evaluate_voc, match_detections, read_comp4
+from ohem_caffe_port.evaluate import ResultFiles, average_precision, evaluate_voc, match_detections, read_comp4
 
 EVAL = Path(__file__).resolve().parents[3] / "../shared/eval"
+DATA = Path(__file__).resolve().parents[2] / "data" / "evaluate"
 needs_eval = pytest.mark.skipif(not EVAL.is_dir(), reason="needs ../shared/eval beside the checkout")
 
 
@@ -105,6 +106,11 @@ def test_evaluate_by_hand():
     assert np.isnan(result.ap["dog"])  # only a difficult one
     assert np.isnan(result.ap["cow"])
     assert result.mean == 0.25
+    assert result.positives == {"cat": 2, "dog": 0, "cow": 0}
+    other = result.by(use_07_metric=True)
+    assert other.ap["cat"] == pytest.approx(6 * 0.5 / 11)  # recalls 0 to 0.5 at precision 1/2
+    assert np.isnan(other.ap["dog"])
+    assert result.ap["cat"] == 0.25  # not changed
     assert np.isnan(evaluate_voc({}, {}, ["cat"], use_07_metric=True).mean)
 
 
@@ -116,7 +122,9 @@ def test_class_without_detections_has_ap_0():
 
 def test_refuses_what_does_not_fit():
     annotations = {"a": []}
-    with pytest.raises(PortError, match="'b', which has no annotation"):
+    with pytest.raises(
+        PortError, match="1 of 1 detections of class 'cat' are on images without annotation, the first on 'b'"
+    ):
         evaluate_voc({"cat": (["b"], [1], [[1, 1, 2, 2]])}, annotations, ["cat"], use_07_metric=True)
     with pytest.raises(PortError, match="do not fit together"):
         evaluate_voc({"cat": (["a"], [1], [[1, 1, 2]])}, annotations, ["cat"], use_07_metric=True)
@@ -171,22 +179,11 @@ def test_matching_equals_the_slow_reference(seed):
     assert wrong.tolist() == slow_wrong
 
 
-def read_xml(path):
-    return [
-        obj(
-            node.findtext("name"),
-            [int(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")],
-            node.findtext("difficult") == "1",
-        )
-        for node in ET.parse(path).iter("object")
-    ]
-
-
 @pytest.fixture(scope="module")
 def voc2007_test():
     root = EVAL / "voc2007_test"
-    images = (root / "ImageSets/Main/test.txt").read_text().split()
-    annotations = {image: read_xml(root / f"Annotations/{image}.xml") for image in images}
+    annotations = PascalVoc("voc_2007_test", root, "2007", "test").annotations()
+    assert len(annotations) == 4952
     return annotations, read_comp4(root / "detections"), json.loads((root / "expected.json").read_text())
 
 
@@ -204,23 +201,35 @@ def test_voc2007_area(voc2007_test):
     assert {**result.ap, "mean": result.mean} == pytest.approx(expected["ap_area"], abs=2e-6, rel=0)
 
 
-@needs_eval
 @pytest.mark.parametrize("ovthresh", ["0.1", "0.3", "0.5", "0.75"])
 def test_pascal_toy(ovthresh):
-    def read(folder):
-        for path in sorted((EVAL / "pascal_toy" / folder).glob("*.txt")):
-            for line in path.read_text().splitlines():
-                *head, x, y, w, h = line.split()
-                yield path.stem, head, [float(x), float(y), float(x) + float(w), float(y) + float(h)]
+    """Its expected values take x + w and y + h as the last pixel, which counts (tests/data/evaluate/SOURCE.md)."""
+    toy = json.loads((DATA / "pascal_toy.json").read_text())
 
-    annotations = {path.stem: [] for path in (EVAL / "pascal_toy/gts").glob("*.txt")}
-    for image, (name,), box in read("gts"):
-        annotations[image].append(obj(name, box))
-    images, heads, boxes = zip(*read("dets"), strict=True)
-    detections = {"object": (images, [float(score) for _, score in heads], boxes)}
-    expected = json.loads((EVAL / "pascal_toy/expected.json").read_text())
-    for key, use_07_metric in (("ap11", True), ("ap_every_point", False)):
-        result = evaluate_voc(
-            detections, annotations, ["object"], ovthresh=float(ovthresh), use_07_metric=use_07_metric
-        )
-        assert result.ap["object"] == pytest.approx(expected[key][ovthresh], abs=1e-10)
+    def corners(x, y, w, h):
+        return [x, y, x + w, y + h]
+
+    annotations = {image: [obj("object", corners(*box)) for box in boxes] for image, boxes in toy["gts"].items()}
+    rows = [(image, score, corners(*box)) for image, found in toy["dets"].items() for score, *box in found]
+    detections = {"object": tuple(zip(*rows, strict=True))}
+    result = evaluate_voc(detections, annotations, ["object"], ovthresh=float(ovthresh), use_07_metric=True)
+    assert result.ap["object"] == pytest.approx(toy["ap11"][ovthresh], abs=1e-10)
+    assert result.by(use_07_metric=False).ap["object"] == pytest.approx(toy["ap_every_point"][ovthresh], abs=1e-10)
+
+
+def test_two_published_classes():
+    """YOLOv2's detections of two classes of VOC 2007 test: the stored doubles of its authors' voc_eval.py."""
+    folder = DATA / "voc2007_test"
+    annotations = {}
+    for line in (folder / "objects.txt").read_text().splitlines():
+        image, name, difficult, *box = line.split()
+        annotations.setdefault(image, []).append(obj(name, list(map(int, box)), difficult == "1"))
+    files = ResultFiles(folder, ["bus", "cow"], image_set="test")
+    for image in {image for name in files for image in files[name][0]}:
+        annotations.setdefault(image, [])
+    expected = json.loads((folder / "expected.json").read_text())
+    result = evaluate_voc(files, annotations, ["bus", "cow"], use_07_metric=True)
+    assert result.ap == expected["ap11"]
+    assert result.by(use_07_metric=False).ap == pytest.approx(expected["ap_area"], abs=2e-6, rel=0)
+    assert result.positives == expected["num_positives"]
+    assert {name: len(curve) for name, curve in result.recall.items()} == expected["num_detections"]
