@@ -9,7 +9,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["prototxt", "prototxt.*", "converters", "converters.*", "ohem_caffe_port*"]),
-    package_data={"prototxt": ["caffe.proto", "zoo/**/*"]},
+    package_data={"prototxt": ["caffe.proto", "zoo/**/*"], "ohem_caffe_port": ["published/*.csv"]},
     install_requires=[
         "torch>=2.5",
         "protobuf>=4.25",
@@ -26,10 +26,12 @@ setup(
         "lmdb": ["lmdb>=1.4"],  # Data and AnnotatedData layers
         "leveldb": ["plyvel>=1.5"],
         "onnx": ["onnx>=1.16"],  # convert.py --to onnx
-        "plots": ["matplotlib>=3.8"],  # the curves of compare_mining.py
+        "plots": ["matplotlib>=3.8"],  # the pictures of compare_mining, plot_roi_loss, eval_recall, reproduce
+        "svm": ["scikit-learn>=1.3"],  # train_svms.py
         "test": [
             *("pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"),
             *("h5py>=3.10", "lmdb>=1.4", "onnx>=1.16", "onnxruntime>=1.18", "safetensors>=0.4.5"),
+            *("matplotlib>=3.8", "scikit-learn>=1.3"),
         ],
         "selective-search": ["opencv-contrib-python>=4.8"],
     },
