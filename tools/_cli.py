@@ -61,6 +61,16 @@ def message(error: CaffePortError | OSError) -> str:
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """The options that the original's ``train_net.py`` and ``test_net.py`` share, and where data lie."""
+    group = add_data_options(parser)
+    group.add_argument("--output", metavar="DIR", help="where results go [output/<EXP_DIR>/<imdb>]")
+    group.add_argument("--gpu", type=int, metavar="ID", help="CUDA device; -1 is the CPU [0 where there is one]")
+    group.add_argument(
+        "--lenient", action="store_true", help="list unknown prototxt fields instead of stopping at them"
+    )
+
+
+def add_data_options(parser: argparse.ArgumentParser):
+    """The options of :func:`load_config` and :func:`open_imdb`; returns their group."""
     group = parser.add_argument_group("configuration and data")
     group.add_argument(
         "--cfg", metavar="FILE", help="YAML with the original's keys; cfg.yml beside the prototxt if absent"
@@ -70,26 +80,22 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--imdb", help="data set, e.g. voc_2007_trainval or voc_2007_trainval+voc_2012_trainval")
     group.add_argument(
-        "--data", metavar="DIR", help="holds VOCdevkit2007 and selective_search_data [$OHEM_DATA or data]"
+        "--data", metavar="DIR", help="holds VOCdevkit2007, coco, selective_search_data [$OHEM_DATA or data]"
     )
-    group.add_argument("--devkit", metavar="DIR", help="the VOCdevkit itself [$OHEM_VOCDEVKIT]")
-    group.add_argument("--proposals", metavar="NAME|FILE", help="proposal method, or a .mat / .npz file")
-    group.add_argument("--output", metavar="DIR", help="where results go [output/<EXP_DIR>/<imdb>]")
-    group.add_argument("--gpu", type=int, metavar="ID", help="CUDA device; -1 is the CPU [0 where there is one]")
-    group.add_argument(
-        "--lenient", action="store_true", help="list unknown prototxt fields instead of stopping at them"
-    )
+    group.add_argument("--devkit", metavar="DIR", help="the VOCdevkit itself [$OHEM_VOCDEVKIT], or COCO's folder")
+    group.add_argument("--proposals", metavar="NAME|FILE", help="proposal method, a .mat / .npz file, or a folder")
+    return group
 
 
-def load_config(args, beside):
+def load_config(args, beside=None):
     """A Config: defaults, then ``--cfg`` (or ``cfg.yml`` in the folder of the prototxt ``beside``), then ``--set``."""
     from ohem_caffe_port.config import Config
 
     cfg = Config()
-    default = Path(beside).parent / "cfg.yml"
+    default = Path(beside).parent / "cfg.yml" if beside else None
     if args.cfg:
         cfg.merge_file(args.cfg)
-    elif default.is_file():
+    elif default and default.is_file():
         print(f"configuration: {default}")
         cfg.merge_file(default)
     cfg.merge_list(args.set)
@@ -102,10 +108,15 @@ def open_imdb(args, cfg, name: str, method: str):
     """The data set ``name`` with the proposals of ``method`` unless ``--proposals`` says otherwise."""
     from ohem_caffe_port.data.factory import get_imdb
 
-    devkit = args.devkit or os.environ.get("OHEM_VOCDEVKIT")
+    options = {"use_diff": cfg.TRAIN.USE_DIFF, "proposals": args.proposals or method}
+    return get_imdb(name, data_dir=cfg.DATA_DIR, devkit=devkit_of(args, name), **options)
+
+
+def devkit_of(args, name: str) -> str | None:
+    """The folder of ``--devkit``, or but for COCO that of $OHEM_VOCDEVKIT; the embedded data sets have none."""
     if name.startswith("shapes_"):
-        devkit = None
-    return get_imdb(name, data_dir=cfg.DATA_DIR, devkit=devkit, proposals=args.proposals or method)
+        return None
+    return args.devkit or (not name.startswith("coco_") and os.environ.get("OHEM_VOCDEVKIT")) or None
 
 
 def output_folder(path) -> Path:

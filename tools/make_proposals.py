@@ -42,8 +42,7 @@ def main() -> int:
     out = Path(args.out or Path(data_dir) / "selective_search_data" / f"{args.imdb}.npz")
     if out.exists() and not args.force:
         raise PortError("exists already", file=out, hint="replace it with --force")
-    devkit = args.devkit or os.environ.get("OHEM_VOCDEVKIT")
-    imdb = get_imdb(args.imdb, data_dir=data_dir, devkit=devkit, proposals="gt")
+    imdb = get_imdb(args.imdb, data_dir=data_dir, devkit=_cli.devkit_of(args, args.imdb), proposals="gt")
     print(f"{imdb.name}: {imdb.num_images} images, method {proposal_method(args.method)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     build_proposals(imdb, out, args.method, args.workers)

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import prototxt.zoo.generate as zoo
 from converters import CaffeModel, LayerWeights, write_caffemodel
 from ohem_caffe_port.data import shapes
+from prototxt.zoo import detectors, layers
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 SOLVER = """\
@@ -35,13 +35,13 @@ TEST = (
 
 
 def _backbone():
-    return zoo.conv("conv1", "data", 8, 8, stride=8, init='type: "gaussian" std: 0.01'), "conv1", 8
+    return layers.conv("conv1", "data", 8, 8, stride=8, init='type: "gaussian" std: 0.01'), "conv1", 8
 
 
 def _detector(classes=7, method="ohem") -> tuple[str, str]:
     """Prototxts of a train and a test net, one line for each layer."""
     settings = {"backbone": _backbone, "classes": classes, "pooled": 3, "hidden": (16,), "dropout": 0}
-    return zoo.train_net("tiny", method, **settings), zoo.test_net("tiny", **settings)
+    return detectors.train_net("tiny", method, **settings), detectors.test_net("tiny", **settings)
 
 
 @dataclass
@@ -138,11 +138,21 @@ def tools():
             "train_from_prototxt",
             "test_from_prototxt",
             "compare_mining",
+            "plot_roi_loss",
+            "reproduce",
+            "eval_voc",
+            "eval_recall",
+            "reval",
             "rpn_generate",
             "net_info",
             "upgrade_prototxt",
             "convert",
             "copy_model",
+            "demo",
+            "eval_coco",
+            "map_classes",
+            "train_svms",
+            "compress_net",
         ):
             spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
             loaded[name] = importlib.util.module_from_spec(spec)

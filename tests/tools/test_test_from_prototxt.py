@@ -118,6 +118,28 @@ def test_the_configuration(workspace):
     assert any(not np.array_equal(a, b) for a, b in zip(before[1], after[1], strict=True))
 
 
+MULTI = ("TEST.SCALES", "[48, 96, 110]", "TEST.MAX_SIZE", "128")
+BOXES = ("TEST.BBOX_ITERS", "2", "TEST.BBOX_VOTE", "True")
+
+
+ALL_SCALES = (*MULTI, "TEST.SCALE_USE", "all")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [MULTI, ALL_SCALES, BOXES, (*MULTI, *BOXES), (*ALL_SCALES, *BOXES, "TEST.BBOX_ITER_THRESH", "0.1")],
+)
+def test_several_scales_and_rounds(workspace, keys):
+    done = workspace.test("--comp", "--num_dets", "0", "--det_thresh", "0.01", "--set", *keys)
+    assert (done.code, done.err) == (0, "")
+    found = load_detections("new/detections.npz")[0]
+    assert workspace.test("--comp", "--num_dets", "0", "--det_thresh", "0.01").code == 0
+    before = load_detections("new/detections.npz")[0]
+    boxes, old = (np.concatenate(sum(all_boxes[1:], [])) for all_boxes in (found, before))
+    assert len(boxes) != len(old) or not np.allclose(boxes, old, atol=0.01)
+    assert np.isfinite(boxes).all()
+
+
 def test_paths_with_spaces_and_umlauts(workspace):
     for name in ("data", "model", "snapshots"):
         Path(name).rename(f"ä {name} 数")
@@ -189,6 +211,10 @@ BAD = {
     "no such bottom": (net('bottom: "conv1"', 'bottom: "convx"'), "", ["test.prototxt:5: layer 'relu_conv1': bottom"]),
     "unknown field": (net("stride: 8", "strid: 8"), "", ["no field 'strid'", "'stride'?"]),
     "no scale": (untouched, "--set TEST.SCALES [0]", ["TEST.SCALES must be at least 1"]),
+    "another use of scales": (untouched, "--set TEST.SCALE_USE best", ["TEST.SCALE_USE must be nearest or all"]),
+    "rounds of no regression": (
+        untouched, "--set TEST.BBOX_ITERS 2 TEST.BBOX_REG False", ["TEST.BBOX_ITERS: without box regression"],
+    ),
     "missing cfg": (untouched, "--cfg nix.yml", ["nix.yml: cannot read the configuration"]),
     "no such GPU": (untouched, "--gpu 99", ["--gpu 99: this machine has"]),
     "output a file": (lambda w: w.write("new"), "", ["new: results cannot be written there"]),
