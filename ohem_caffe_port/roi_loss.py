@@ -195,6 +195,8 @@ class Curve:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             points = {int(iteration): float(loss) for iteration, loss in content.pop("points")}
+            if not points:
+                raise ValueError("no points")
             return cls(path, {key: content[key] for key in ("net", "imdb", "images", "rois")}, points)
         except OSError as error:
             raise PortError(f"cannot be read: {error.strerror}", file=path) from None

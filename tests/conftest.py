@@ -26,6 +26,7 @@ def one_thread():
     """pytest-xdist runs as many tests at once as there are cores; threads that wait for each other only cost time."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the tools that tests start
 
 
 @pytest.fixture(autouse=True)

@@ -154,6 +154,12 @@ class Row:
         lines += [f"--set {' '.join(args.set)}"] if args.set else []
         return lines
 
+    @property
+    def unverified(self) -> list[str]:
+        """Settings of its recipes that no source gives; those of the recipe that comes first begin with its name."""
+        first = [] if self.args.evaluate or not self.pretraining else self.pretraining.unverified
+        return [f"{self.run.pretraining[0]}: {line}" for line in first] + self.training.unverified
+
     # ---- the commands
 
     @property
@@ -247,7 +253,7 @@ class Row:
         return {
             "name": figure.name, "method": figure.method, "metric": figure.metric, "standing": figure.standing,
             "parts_standing": figure.parts_standing, "published": figure.value, "published_parts": figure.parts,
-            "differences": self.differences(), "unverified": self.training.unverified, "settings": self.settings(),
+            "differences": self.differences(), "unverified": self.unverified, "settings": self.settings(),
         }  # fmt: skip
 
     def settings(self) -> dict:
@@ -311,13 +317,23 @@ def _single(imdbs: str) -> list[str]:
 COCO_PARTS = ("AP50", "AP75", "APsmall", "APmedium", "APlarge")
 
 
+# what a report shows of a result, and of which type it is
+SHOWN = {
+    "name": str, "metric": str, "standing": str, "parts_standing": str, "published": (int, float),
+    "published_parts": dict, "ours": (int, float, type(None)), "parts": dict, "images": int, "results": str,
+    "differences": list, "unverified": list, "seconds": dict,
+}  # fmt: skip
+
+
 def read_result(file: Path) -> dict | None:
-    """A run's ``result.json``; None when it cannot be read."""
+    """A run's ``result.json``; None when it cannot be read, or is none."""
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        return result if {"name", "published", "ours", "parts", "seconds"} <= set(result) else None
-    except (OSError, ValueError, TypeError):
+        whole = all(isinstance(result[key], kind) for key, kind in SHOWN.items())
+    except (OSError, ValueError, TypeError, LookupError):
         return None
+    numbers = [*result["parts"].values(), *result["published_parts"].values()] if whole else [None]
+    return result if all(isinstance(number, int | float) for number in numbers) else None
 
 
 def _shown(word) -> str:

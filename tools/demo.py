@@ -108,7 +108,9 @@ def find_images(paths) -> list[Path]:
     """The image files that ``paths`` name or, where they are folders, hold, in alphabetical order."""
     files = []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES and not p.is_dir())
         if not inside:
             raise PortError("no images in this folder", file=path, hint=f"they end in {', '.join(sorted(IMAGES))}")
         if not inside[0].is_file():
@@ -135,7 +137,14 @@ def class_names(given: str | None, number: int) -> tuple[str, ...]:
     """Names of ``number`` classes, background first."""
     if given is None:
         return CLASSES.get(number) or ("__background__", *(f"class {k}" for k in range(1, number)))
-    text = Path(given).read_text(encoding="utf-8").splitlines() if Path(given).is_file() else given.split(",")
+    try:
+        is_file = Path(given).is_file()
+    except OSError:  # names with commas that are too long for a path
+        is_file = False
+    try:
+        text = Path(given).read_text(encoding="utf-8").splitlines() if is_file else given.split(",")
+    except UnicodeDecodeError:
+        raise PortError("not a text file", file=given, field="--classes") from None
     names = [name.strip() for name in text if name.strip()]
     if len(names) != number - 1:
         raise PortError(f"{len(names)} names for {number - 1} classes", field="--classes", hint="leave background out")

@@ -132,7 +132,7 @@ def show_plan(row: Row) -> None:
         print(f"# missing: {line}")
     for line in row.differences():
         print(f"# not comparable: {line}")
-    for line in row.training.unverified:
+    for line in row.unverified:
         print(f"# not verified: {line}")
     if row.scale != 1:
         print(f"# {row.folder} gets solvers, {row.training.iterations} iterations, and data with fewer images")

@@ -40,7 +40,9 @@ def parse_args() -> argparse.Namespace:
         "--vis", type=int, nargs="?", const=20, default=0, metavar="N", help="draw the first N images [20]"
     )
     parser.add_argument("--vis_thresh", type=float, default=0.5, help="least score of a drawn box [0.5]")
-    parser.add_argument("--iou", type=float, default=0.5, help="overlap a correct detection must exceed [0.5]")
+    parser.add_argument(
+        "--iou", type=_evaluation.overlap, default=0.5, help="overlap a correct detection must exceed [0.5]"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the average precisions there too")
     _cli.add_common_options(parser)
     return parser.parse_args()

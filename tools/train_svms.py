@@ -93,7 +93,7 @@ def settings_of(args) -> SvmSettings:
     """
     for option, (_, _, least) in SETTINGS.items():
         value = getattr(args, option)
-        if value != value or least is not None and not value > least:
+        if value != value or least is not None and not least < value < float("inf"):
             raise PortError(f"--{option} must be {'a number' if least is None else 'positive'}, not {value}")
     return SvmSettings(**{name: getattr(args, option) for option, (name, _, _) in SETTINGS.items()})
 

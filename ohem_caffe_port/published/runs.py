@@ -19,6 +19,7 @@ PRETRAINED = {
     "vgg_cnn_m_1024": "VGG_CNN_M_1024.v2.caffemodel",
     "googlenet": "bvlc_googlenet.caffemodel",
     "squeezenet_v1.1": "squeezenet_v1.1.caffemodel",
+    "squeezenet_v1.1_fixed": "squeezenet_v1.1.caffemodel",
 }
 _V07, _V12 = "voc_2007_trainval", "voc_2012_trainval"
 IMDBS = {

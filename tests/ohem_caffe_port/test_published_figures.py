@@ -104,3 +104,9 @@ def test_a_run_is_what_was_published(name):
     ):  # whose test or training set is another
         assert run.train_imdb == cfg.TRAIN.IMDB
         assert run.test_imdb in (cfg.TEST.IMDB, "voc_2010_test")
+
+
+def test_every_backbone_that_starts_from_weights_names_them():
+    """Else a folder given with --weights is passed over, and a frozen backbone stays as it was initialised."""
+    backbones = {path.parents[1].name for path in ZOO.glob("*/*/solver.prototxt")}
+    assert backbones - {"shapes", "a_fast_rcnn"} == set(PRETRAINED)

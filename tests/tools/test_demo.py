@@ -43,6 +43,13 @@ def test_a_folder(demo):
     assert re.search(r"│ (circle|square|triangle|star|cross|ring) +│ 0\.\d{3} │ +\d", done.out)
 
 
+def test_a_folder_in_the_folder_is_no_image(demo):
+    Path("photos/album.jpg").mkdir()
+    done = demo("photos")
+    assert (done.code, done.err) == (0, "")
+    assert {Path(name).name for name in done.new} == {"500001.jpg", "500002.jpg"}
+
+
 def test_boxes_of_the_originals_demo(demo):
     boxes_beside("500001", [[10, 20, 109, 119]])
     assert "500001.jpg: 6 detections among 1 proposals" in demo("photos/500001.jpg", "--conf", "0").out
@@ -117,6 +124,10 @@ BAD = {
     "boxes not there": (lambda: None, "photos --proposals model", ["model/500001_boxes.mat: cannot be read"]),
     "npz of others": (lambda: np.savez("p.npz", a=[[1, 1, 9, 9]]), "photos --proposals p.npz", ["no boxes for 1 of 1"]),
     "too few names": (lambda: None, "photos --classes a,b", ["--classes: 2 names for 6 classes"]),
+    "too many names": (
+        lambda: None, "photos --classes " + ",".join(f"name{k}" for k in range(80)), ["--classes: 80 names for 6"],
+    ),
+    "names of bytes": (lambda: Path("b").write_bytes(b"\xff\xfe"), "photos --classes b", ["not a text file"]),
     "no net": (lambda: None, "photos --def nix.prototxt", ["nix.prototxt: there is no such file"]),
     "no weights": (lambda: None, "photos --net nix.caffemodel", ["nix.caffemodel: there is no such file"]),
     "a key": (lambda: None, "photos --set TEST.SCALE_USE x", ["TEST.SCALE_USE must be nearest or all"]),

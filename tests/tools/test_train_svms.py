@@ -70,6 +70,7 @@ def test_the_data_set_of_the_configuration(svms):
         (("--feature", "fc7"), "blob 'fc7' is not in the net"),
         (("--feature", "roi_pool"), "layer 'cls_score', which the SVMs go into, reads 16 of 'fc6'"),
         (("--C", "0"), "--C must be positive"),
+        (("--C", "inf"), "--C must be positive"),
         (("--B", "nan"), "--B must be positive"),
         (("--retrain", "-1"), "--retrain must be positive"),
         (("--evict", "nan"), "--evict must be a number"),
