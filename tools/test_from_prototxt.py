@@ -51,6 +51,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     _evaluation.can_be_written(args.json, "--json")
+    if args.num_dets < 0:
+        raise PortError(f"--num_dets must not be negative, not {args.num_dets}", hint="0 keeps all detections")
     cfg = _cli.load_config(args, args.prototxt)
     while args.wait and not Path(args.caffemodel).exists():
         print(f"waiting for {args.caffemodel} ...")

@@ -42,7 +42,7 @@ def find_proposals(proposals, name: str, data_dir) -> Path | None:
     if proposals is None or proposals == "gt":
         return None
     given = Path(proposals)
-    if given.suffix in (".mat", ".npz"):
+    if given.suffix in (".mat", ".npz") or given.suffix and given.is_file():  # one of another kind is refused later
         places = [given]
     else:
         folder = given if given.is_dir() else Path(data_dir) / f"{proposals}_data"

@@ -220,6 +220,7 @@ BAD = {
     "output a file": (lambda w: w.write("new"), "", ["new: results cannot be written there"]),
     "json nowhere": (untouched, "--json nowhere/x.json", ["nowhere/x.json: --json: no file can be written there"]),
     "json a folder": (untouched, "--json model", ["model: --json: no file can be written there"]),
+    "fewer than none": (untouched, "--num_dets -5", ["--num_dets must not be negative", "0 keeps all"]),
     "no overlap": (untouched, "--iou 2", ["--iou: 2: an overlap is from 0 to below 1"]),
     "no weights named": (untouched, "--net", ["--net: expected one argument"]),
 }  # fmt: skip

@@ -128,6 +128,10 @@ def test_where_proposals_are_looked_for(tmp_path):
     assert find_proposals("edge_boxes", "voc_2007_train", tmp_path) == file
     assert find_proposals(tmp_path / "edge_boxes_data", "voc_2007_train", "elsewhere") == file
     assert find_proposals(str(file), "other", "elsewhere") == file
+    photo = tmp_path / "photo.jpg"  # a file, not the name of a method
+    photo.touch()
+    with pytest.raises(PortError, match="kind '.jpg'"):
+        load_proposals(find_proposals(photo, "other", "elsewhere"), IDS)
 
 
 def blobs():
