@@ -5,9 +5,22 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Layer, register
+
+
+def random_mask(x: Tensor, kept: float, generator: torch.Generator | None = None) -> Tensor:
+    """Bool of the shape of ``x``: True with probability ``kept``, each by itself.
+
+    On a CPU, probabilities that are whole 256ths, such as one half, take a random byte for each value, eight to a draw:
+    a quarter of the time of ``bernoulli_``.
+    """
+    if x.device.type == "cpu" and (kept * 256).is_integer():
+        draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
+        return (draws.view(torch.uint8)[: x.numel()] < kept * 256).view(x.shape)
+    return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(kept, generator=generator)
 
 
 class _Dropout(Layer):
@@ -43,11 +56,11 @@ class Dropout(_Dropout):
         x, p, kept = bottoms[0], self.param.dropout_param, 1 - self.ratio
         if not (self.context.train or p.sample_weights_test):
             return [x if p.scale_train else x * kept]
-        if p.scale_train and not p.sqrt_scale and p.random_seed < 0:
+        if p.scale_train and not p.sqrt_scale and p.random_seed < 0 and x.device.type != "cpu":
             return [F.dropout(x, self.ratio, training=True, inplace=self.in_place)]
-        mask = torch.empty_like(x).bernoulli_(kept, generator=self._own_generator(x.device))
-        scale = math.sqrt(1 / kept) if p.sqrt_scale else 1 / kept
-        return [x * (mask.mul_(scale) if p.scale_train else mask)]
+        mask = random_mask(x, kept, self._own_generator(x.device))
+        top = x.mul_(mask) if self.in_place else x * mask
+        return [top.mul_(math.sqrt(1 / kept) if p.sqrt_scale else 1 / kept) if p.scale_train else top]
 
     def _own_generator(self, device):
         seed = self.param.dropout_param.random_seed

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch.nn import functional as F
-
+from ..ops.linear import linear
 from .base import Layer, canonical_axis, register
 from .convolution import fused_relu
 
@@ -42,4 +41,4 @@ class InnerProduct(Layer):
         p = self.param.inner_product_param
         weight = self.blob(0).t() if p.transpose else self.blob(0)
         bias = self.blob(1) if p.bias_term else None
-        return [fused_relu(F.linear(bottoms[0].flatten(self.axis), weight, bias), p)]
+        return [fused_relu(linear(bottoms[0].flatten(self.axis), weight, bias), p)]

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from ohem_caffe_port.errors import PortError
+from ohem_caffe_port.layers.dropout import random_mask
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,19 @@ def test_a_random_seed_gives_a_stream_of_its_own(run_layer):
     torch.rand(7)
     assert torch.equal(run_layer("Dropout", settings, x)[0], first)
     assert not torch.equal(run_layer("Dropout", "dropout_param { random_seed: 4 }", x)[0], first)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.3, 0.75, 255 / 256])
+@pytest.mark.parametrize("shape", [(1003,), (7, 11, 13), (0, 5)])
+def test_every_value_is_dropped_with_the_ratio_and_by_itself(ratio, shape):
+    torch.manual_seed(0)
+    masks = torch.stack([random_mask(torch.empty(shape), 1 - ratio) for _ in range(400)]).flatten(1).float()
+    if masks.numel():
+        assert masks.mean().item() == pytest.approx(1 - ratio, abs=0.004)
+        deviation = (ratio * (1 - ratio) / 400) ** 0.5
+        assert (masks.mean(0) - (1 - ratio)).abs().max() < 6 * deviation + 0.01, "no place is preferred"
+        both = (masks[:, :-1] * masks[:, 1:]).mean().item()
+        assert both == pytest.approx((1 - ratio) ** 2, abs=0.005), "neighbours know nothing of each other"
 
 
 @pytest.mark.parametrize("message", ["dropout_param", "spatial_dropout_param"])
