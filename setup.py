@@ -28,10 +28,11 @@ setup(
         "onnx": ["onnx>=1.16"],  # convert.py --to onnx
         "plots": ["matplotlib>=3.8"],  # the pictures of compare_mining, plot_roi_loss, eval_recall, reproduce
         "svm": ["scikit-learn>=1.3"],  # train_svms.py
+        "fast": ["numba>=0.61"],  # RoI pooling on a CPU, several times as fast
         "test": [
             *("pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"),
             *("h5py>=3.10", "lmdb>=1.4", "onnx>=1.16", "onnxruntime>=1.18", "safetensors>=0.4.5"),
-            *("matplotlib>=3.8", "scikit-learn>=1.3"),
+            *("matplotlib>=3.8", "scikit-learn>=1.3", "numba>=0.61"),
         ],
         "selective-search": ["opencv-contrib-python>=4.8"],
     },

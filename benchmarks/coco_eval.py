@@ -46,7 +46,7 @@ def main() -> None:
             return pycocotools_stats(coco, json.loads(results.read_bytes()))
 
         difference = max(abs(value - theirs()[name]) for name, value in ours().items())
-        fast, slow = medians(ours, theirs, args.repeats)
+        fast, slow = medians(ours, theirs, repeats=args.repeats)
     print(f"{args.images} images, {args.objects} objects and {args.detections} detections in each, "
           f"{len(COCO_CLASSES) - 1} categories: evaluate.coco {fast:.2f} s, pycocotools {slow:.2f} s, "
           f"ratio {slow / fast:.1f}; largest difference {difference:.1e}")  # fmt: skip

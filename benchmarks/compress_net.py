@@ -64,7 +64,7 @@ def main() -> None:
         compare_with_numpy(whole.params["fc6"][0].numpy(), args.ranks[0])
     rois = torch.randn(args.rois, args.inputs)
     whole(pool5=rois), low(pool5=rois)
-    before, after = medians(lambda: whole(pool5=rois), lambda: low(pool5=rois), args.repeats)
+    before, after = medians(lambda: whole(pool5=rois), lambda: low(pool5=rois), repeats=args.repeats)
     print(f"head: whole {1e3 * before:.0f} ms, compressed {1e3 * after:.0f} ms, ratio {before / after:.2f}")
 
 

@@ -55,7 +55,7 @@ def main() -> None:
             losses.append(run())
             gradients.append([blob.grad for blob in weights])
         gap = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*gradients, strict=True))
-        net_time, hand_time = medians(ours, by_hand, args.repeats)
+        net_time, hand_time = medians(ours, by_hand, repeats=args.repeats)
         print(f"{size} x {size}: Net {1e3 * net_time:.1f} ms, by hand {1e3 * hand_time:.1f} ms, ratio "
               f"{hand_time / net_time:.3f}, {1e6 * (net_time - hand_time) / len(net.layers):.0f} us for each of "
               f"{len(net.layers)} layers; losses {abs(losses[0] - losses[1]):.1e} apart, largest relative difference "

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .boxes import namespace
+from ..boxes import namespace
 from .nms import nms_ranked
 
 _PAIRS = 1 << 23  # boxes compared at a time, at most
