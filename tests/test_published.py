@@ -19,7 +19,7 @@ import pytest
 
 from ohem_caffe_port.data.pascal_voc import PascalVoc
 from ohem_caffe_port.published import RUNS, SOURCED
-from ohem_caffe_port.testing import evaluate_results
+from ohem_caffe_port.results import evaluate_results
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"

@@ -18,7 +18,7 @@ from ohem_caffe_port.data.imdb import Imdb
 from ohem_caffe_port.errors import PortError
 from ohem_caffe_port.evaluate import VocResult
 from ohem_caffe_port.evaluate.coco import CocoResult
-from ohem_caffe_port.testing import evaluate_results, write_results
+from ohem_caffe_port.results import evaluate_results, write_results
 from prototxt.files import replacing
 
 RULES = {True: "11 points", False: "area"}
@@ -67,7 +67,7 @@ def score(all_boxes, imdb: Imdb, results: Path, args: argparse.Namespace) -> Non
 
 
 def report(result: VocResult | CocoResult, imdb: Imdb, iou: float, json_file: str | None) -> None:
-    """Prints what ``testing.evaluate_results`` found, and writes it as JSON."""
+    """Prints what ``results.evaluate_results`` found, and writes it as JSON."""
     if isinstance(result, CocoResult):
         if iou != 0.5:
             _cli.show(["--iou has no effect: COCO has thresholds of its own"])

@@ -22,7 +22,7 @@ from ohem_caffe_port.data.factory import get_imdb, list_imdbs
 from ohem_caffe_port.errors import PortError
 from ohem_caffe_port.evaluate import load_detections
 from ohem_caffe_port.published import PRETRAINED, Run
-from ohem_caffe_port.testing import evaluate_results, write_results
+from ohem_caffe_port.results import evaluate_results, write_results
 from prototxt import CaffePortError
 from prototxt.errors import nearest
 from prototxt.files import replacing

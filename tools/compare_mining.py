@@ -28,9 +28,10 @@ from ohem_caffe_port.errors import PortError
 from ohem_caffe_port.evaluate import write_comp4
 from ohem_caffe_port.mining import METHODS
 from ohem_caffe_port.net import Net
+from ohem_caffe_port.results import evaluate_results
 from ohem_caffe_port.roi_loss import RoiLoss
 from ohem_caffe_port.solver import Solver
-from ohem_caffe_port.testing import evaluate_results, test_net
+from ohem_caffe_port.testing import test_net
 from ohem_caffe_port.train import Trainer, load_weights, settle_mining
 from ohem_caffe_port.weights import copy_from
 from prototxt import parse_net

@@ -27,7 +27,8 @@ from ohem_caffe_port.data.imdb import UnionImdb
 from ohem_caffe_port.errors import PortError
 from ohem_caffe_port.evaluate import VocResult
 from ohem_caffe_port.net import Net
-from ohem_caffe_port.testing import evaluate_results, test_net, write_results
+from ohem_caffe_port.results import evaluate_results, write_results
+from ohem_caffe_port.testing import test_net
 from ohem_caffe_port.weights import LOADED, copy_from, to_caffemodel
 from prototxt import read_net, write_text
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -35,6 +38,22 @@ def read_image(path, flags: int = COLOR) -> np.ndarray:
         PortError: it is missing, not an image, or a JPEG that was cut off.
     """
     return _decoded(_read(path), flags, path)
+
+
+def images_ahead(paths: Iterable) -> Iterator[np.ndarray]:
+    """:func:`read_image` of one path after the other, up to two ahead of use, in a thread of its own.
+
+    Raises:
+        PortError: as :func:`read_image`, in the turn of the image that it is about.
+    """
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
+        for path in paths:
+            waiting.append(pool.submit(read_image, path))
+            if len(waiting) > 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def read_indices(path) -> np.ndarray:

@@ -16,9 +16,9 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse
 
+from ..boxes import bbox_overlaps
 from ..errors import PortError
 from ..evaluate.recall import AREA_RANGES, proposal_recall
-from ..ops.boxes import bbox_overlaps
 from .image_size import image_size
 
 

@@ -9,8 +9,8 @@ import logging
 
 import numpy as np
 
+from ..boxes import bbox_overlaps, bbox_transform
 from ..errors import PortError
-from ..ops.boxes import bbox_overlaps, bbox_transform
 from .imdb import Imdb
 
 log = logging.getLogger(__name__)

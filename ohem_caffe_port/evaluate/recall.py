@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..ops.boxes import bbox_overlaps
+from ..boxes import bbox_overlaps
 
 # name -> least and greatest area of an object in pixels
 AREA_RANGES = {

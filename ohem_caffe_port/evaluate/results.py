@@ -15,7 +15,6 @@ import numpy as np
 from prototxt.files import replacing
 
 from ..errors import PortError
-from ..ops import nms
 from .voc import BACKGROUND
 
 _KEYS = ("classes", "image_index", "offsets", "dets")
@@ -43,6 +42,8 @@ def apply_nms(all_boxes, thresh: float) -> list[list[np.ndarray]]:
     """``all_boxes`` after non-maximum suppression of each class on each image (the original's ``apply_nms``): [N, 5]
     float32, best first, without boxes that overlap a better one by more than ``thresh``."""
     arrays = [[_dets(entry) for entry in per_image] for per_image in all_boxes]
+    from ..ops import nms  # brings in torch, which nothing else here needs
+
     return [[dets[nms(dets[:, :4], dets[:, 4], thresh)] for dets in per_image] for per_image in arrays]
 
 

@@ -1,6 +1,6 @@
-"""Detection primitives: one function each, the same for CPU and CUDA tensors. Imports nothing of the rest."""
+"""Detection primitives: one function each, the same for CPU and CUDA tensors. Imports of the rest boxes.py alone."""
 
-from .boxes import bbox_overlaps, bbox_transform, bbox_transform_inv, clip_boxes
+from ..boxes import bbox_overlaps, bbox_transform, bbox_transform_inv, clip_boxes
 from .nms import nms, nms_padded, nms_ranked
 from .priors import box_area, crosses_boundary, decode_boxes, encode_boxes, jaccard_overlap, match_boxes
 from .ps_roi_pool import ps_roi_align, ps_roi_pool

@@ -32,7 +32,8 @@ def _one_dnn(x, weight, bias):
 
 def _one_dnn_pays(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # the compiler chooses for itself, and cannot follow what is asked below
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == 2
         and x.shape[0] >= _LEAST_ROWS

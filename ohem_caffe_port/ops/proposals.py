@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .boxes import bbox_transform_inv, clip_boxes
+from ..boxes import bbox_transform_inv, clip_boxes
 from .nms import nms
 
 

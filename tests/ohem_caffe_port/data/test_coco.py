@@ -14,7 +14,7 @@ from ohem_caffe_port.data.factory import get_imdb, list_imdbs
 from ohem_caffe_port.data.minibatch import plan_minibatch
 from ohem_caffe_port.data.roidb import add_bbox_regression_targets, get_training_roidb
 from ohem_caffe_port.errors import PortError
-from ohem_caffe_port.testing import evaluate_results, write_results
+from ohem_caffe_port.results import evaluate_results, write_results
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 90, "name": "dog"}]
 OBJECTS = [

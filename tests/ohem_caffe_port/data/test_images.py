@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ohem_caffe_port.data.images import AS_STORED, COLOR, GRAY, decode_image, read_image, read_indices
+from ohem_caffe_port.data.images import AS_STORED, COLOR, GRAY, decode_image, images_ahead, read_image, read_indices
 from ohem_caffe_port.errors import PortError
 
 IMAGE = cv2.GaussianBlur(np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8), (3, 3), 0)
@@ -42,6 +42,34 @@ def test_what_is_no_image(tmp_path, content):
 def test_what_cannot_be_read(tmp_path, name):
     with pytest.raises(PortError, match="cannot read the image"):
         read_image(f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_images_ahead_come_in_order(tmp_path, count):
+    paths = [tmp_path / f"{k}.png" for k in range(count)]
+    for k, path in enumerate(paths):
+        cv2.imwrite(str(path), np.full((2, 3, 3), k, np.uint8))
+    assert [image[0, 0, 0] for image in images_ahead(paths)] == list(range(count))
+
+
+def test_few_images_are_ahead(tmp_path):
+    """Also where the caller takes its time, and none is read once it has gone."""
+    (tmp_path / "a.png").write_bytes(encoded(".png"))
+    asked = []
+    images = images_ahead(asked.append(k) or tmp_path / "a.png" for k in range(20))
+    for taken in range(1, 6):
+        next(images)
+        assert len(asked) == taken + 2
+    images.close()
+    assert len(asked) == 7
+
+
+def test_an_error_comes_in_the_turn_of_its_image(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(".png"))
+    images = images_ahead([tmp_path / "a.png", tmp_path / "absent.png", tmp_path / "a.png"])
+    np.testing.assert_array_equal(next(images), IMAGE)
+    with pytest.raises(PortError, match="cannot read the image"):
+        next(images)
 
 
 def palette_png(indices, bits, extra=()):

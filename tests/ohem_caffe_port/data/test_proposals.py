@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import scipy.io
 
+from ohem_caffe_port.boxes import bbox_overlaps
 from ohem_caffe_port.data.factory import get_imdb
 from ohem_caffe_port.data.grouping import colour_edge_proposals
 from ohem_caffe_port.data.proposals import (
@@ -16,7 +17,6 @@ from ohem_caffe_port.data.proposals import (
     save_npz,
 )
 from ohem_caffe_port.errors import PortError
-from ohem_caffe_port.ops.boxes import bbox_overlaps
 
 IDS = ["000001", "000002", "000003"]
 

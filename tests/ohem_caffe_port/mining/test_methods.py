@@ -236,14 +236,14 @@ def test_errors(method, settings, words):
 
 
 def test_mining_is_taken_alone():
-    """Nothing of the rest comes with it but ``ops``, and no library beside torch and numpy."""
+    """Nothing of the rest comes with it but ``ops`` and ``boxes``, and no library beside torch and numpy."""
     code = (
         "import sys, ohem_caffe_port.mining\n"
         "print(*(m for m in sys.modules if m.startswith(('ohem_caffe_port', 'converters', 'prototxt', 'google', 'cv2', "
         "'yaml', 'scipy', 'pycocotools'))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    allowed = ("ohem_caffe_port.mining", "ohem_caffe_port.ops")
+    allowed = ("ohem_caffe_port.mining", "ohem_caffe_port.ops", "ohem_caffe_port.boxes")
     loaded = set(done.stdout.split()) - {"ohem_caffe_port"}
     assert "ohem_caffe_port.mining.methods" in loaded
     assert [name for name in loaded if not name.startswith(allowed)] == []

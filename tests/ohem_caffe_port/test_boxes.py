@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ohem_caffe_port.ops import bbox_overlaps, bbox_transform, bbox_transform_inv, clip_boxes
+from ohem_caffe_port.boxes import bbox_overlaps, bbox_transform, bbox_transform_inv, clip_boxes
 
 BOTH = pytest.mark.parametrize("wrap", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
 

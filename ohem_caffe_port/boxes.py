@@ -1,18 +1,22 @@
 """Box arithmetic of Fast R-CNN, for numpy arrays and torch tensors alike.
 
 Boxes are ``(x1, y1, x2, y2)`` in pixels, both ends inclusive: the width is ``x2 - x1 + 1``. Results have the
-inputs' kind, device and floating type, so the caller decides the precision.
+inputs' kind, device and floating type, so the caller decides the precision. Data sets and evaluation use this without
+torch, which takes seconds to import: only a tensor brings it in.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 
 def namespace(array):
     """``torch`` or ``numpy``, whichever the array is of: what follows is written once for both."""
-    return torch if isinstance(array, torch.Tensor) else np
+    if isinstance(array, np.ndarray):
+        return np
+    import torch
+
+    return torch
 
 
 def bbox_overlaps(boxes, query_boxes):
@@ -55,7 +59,7 @@ def bbox_transform_inv(boxes, deltas):
     As in Fast R-CNN, the decoded ``x2, y2`` are ``centre + 0.5 * size``: one pixel more than an exact inverse.
     """
     xp = namespace(deltas)
-    boxes = boxes.to(deltas.dtype) if xp is torch else boxes.astype(deltas.dtype, copy=False)
+    boxes = boxes.astype(deltas.dtype, copy=False) if xp is np else boxes.to(deltas.dtype)
     x, y, w, h = (v[:, None] for v in _centre_size(boxes))
     pred_x, pred_y = deltas[:, 0::4] * w + x, deltas[:, 1::4] * h + y
     pred_w, pred_h = xp.exp(deltas[:, 2::4]) * w, xp.exp(deltas[:, 3::4]) * h
@@ -66,7 +70,7 @@ def bbox_transform_inv(boxes, deltas):
 def clip_boxes(boxes, im_shape):
     """Boxes ``[N, 4K]`` cut to an image of ``im_shape = (height, width, ...)``: a new array, coordinates in
     ``[0, width - 1]`` and ``[0, height - 1]``."""
-    clipped = boxes.clone() if namespace(boxes) is torch else boxes.copy()
+    clipped = boxes.copy() if namespace(boxes) is np else boxes.clone()
     clipped[:, 0::2] = clipped[:, 0::2].clip(0, im_shape[1] - 1)
     clipped[:, 1::2] = clipped[:, 1::2].clip(0, im_shape[0] - 1)
     return clipped
