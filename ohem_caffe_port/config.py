@@ -77,7 +77,8 @@ class TrainConfig:
     SNAPSHOT_ITERS: int = 10000
     SNAPSHOT_INFIX: str = ""
     USE_PREFETCH: bool = False
-    PREFETCH_WORKERS: int = 1  # processes that prepare minibatches when USE_PREFETCH; the result does not depend on it
+    SEED_PASSES: bool = False  # the random numbers of each pass depend on RNG_SEED and its number alone
+    PREFETCH_WORKERS: int = 1  # threads that prepare minibatches when USE_PREFETCH; the result does not depend on it
     BBOX_NORMALIZE_TARGETS: bool = True
     BBOX_INSIDE_WEIGHTS: tuple = (1.0, 1.0, 1.0, 1.0)
     BBOX_NORMALIZE_TARGETS_PRECOMPUTED: bool = False

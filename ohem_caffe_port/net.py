@@ -18,6 +18,8 @@ from .errors import PortError
 from .fillers import filled
 from .graph import NO_READER_PROPAGATES, Step, connect, filter_layers, plan_backward
 from .layers import Clock, Context, Layer, check_memory, create_layer
+from .precision import Precision, widened
+from .segments import Segment
 
 _NET_FIELDS = {"name", "layer", "state", "force_backward", "input", "input_shape", "input_dim"}
 _WEIGHTLESS_SPEC = prototxt.caffe_pb2.ParamSpec()
@@ -67,9 +69,11 @@ class Net(nn.Module):
         lenient: keep going over unknown fields of the file (they are listed in ``warnings``).
         path: the file that a ``NetParameter`` was read from, for messages.
         initialize: False leaves the parameters on the meta device, without values: enough to look at the net.
+        precision: how exactly to compute: a name, or :class:`~ohem_caffe_port.precision.Precision`; faithfully unless
+            stated.
 
     Attributes:
-        blobs: ``{name: Tensor}`` of the last forward, in-place layers applied (with ``keep_blobs``).
+        blobs: ``{name: Tensor}`` of the last forward, in-place layers applied (with ``keep_blobs``), in float32.
         params: ``{layer: [Parameter, ...]}``; a shared tensor stands under each of its layers.
         learnable_params: each tensor once, in Caffe's order.
         outputs: names of the blobs that no layer reads, in alphabetical order as in Caffe, without the unnamed tops of
@@ -83,7 +87,7 @@ class Net(nn.Module):
 
     def __init__(
         self, source, phase="TRAIN", *, level=None, stages=(), cfg=None, rng=None, device="cpu", lenient=False,
-        path=None, initialize=True,
+        path=None, initialize=True, precision: str | Precision = "fp32",
     ):  # fmt: skip
         super().__init__()
         self.warnings: list[str] = []
@@ -99,11 +103,14 @@ class Net(nn.Module):
             raise PortError(f"a phase is TRAIN or TEST, not {phase!r}")
         self.warnings += [f"net field {f.name} is ignored" for f, _ in param.ListFields() if f.name not in _NET_FIELDS]
         self.name, self.phase, self.device = param.name, phase, torch.device(device)
+        self.precision = precision if isinstance(precision, Precision) else Precision(precision)
+        self.precision.check(self.device)
         self.cfg = cfg or Config()
         self.rng = np.random.RandomState(self.cfg.RNG_SEED) if rng is None else rng
         self.clock = Clock()
         self.keep_blobs = True
         self.watch = None  # called with (step, layer, tops) after each layer of a forward
+        self.segments: dict[int, Segment] = {}  # compiled runs of layers, by the number of the first one
         self.blobs: dict[str, Tensor] = {}
         self.losses: dict[str, Tensor] = {}
         self.loss: Tensor = torch.zeros(())
@@ -123,7 +130,7 @@ class Net(nn.Module):
             own_phase = self.phase
             if layer_param.HasField("phase"):
                 own_phase = ("TRAIN", "TEST")[layer_param.phase]
-            layer = create_layer(layer_param, Context(own_phase, self.cfg, self.rng, self.clock))
+            layer = create_layer(layer_param, Context(own_phase, self.cfg, self.rng, self.clock, self.device))
             self._check_arity(layer)
             self.layers.append(layer)
         self.steps, self.values = connect([layer.param for layer in self.layers])
@@ -135,6 +142,7 @@ class Net(nn.Module):
         self.warnings += [warning for layer in self.layers for warning in layer.warnings]  # of set-up, too
         self._share_params()
         self._plan(param)
+        self.precision.install(self.layers)
         unnamed = {_unnamed_top(layer) for layer in self.layers}
         self.outputs = sorted(v.name for v in self.values if not v.readers and v.name not in unnamed)
         self.inputs = [name for layer in self.layers if layer.type == "Input" for name in layer.param.top]
@@ -283,10 +291,18 @@ class Net(nn.Module):
         replaced = {self.values[v].name for step in self.steps[first : last + 1] for v in step.tops}
         self.blobs = {} if start is None else {n: blob for n, blob in self.blobs.items() if n not in replaced}
         self.losses = {}
+        with self.precision.in_force(self.device):
+            total = self._run(first, last, values, given, kept)
+        self.loss = total if isinstance(total, Tensor) else torch.zeros((), device=self.device)
+        self.blobs |= {v.name: widened(t) for v, t in zip(self.values, values, strict=True) if t is not None}
+        outputs = self.outputs if end is None else [self.values[v].name for v in self.steps[last].tops]
+        return {name: self.blobs[name] for name in [*outputs, *blobs] if name in self.blobs}
+
+    def _run(self, first: int, last: int, values: list[Tensor | None], given, kept) -> Tensor | float:
+        """Runs the layers ``first`` to ``last`` on ``values``; returns the weighted sum of their losses."""
         grad_mode = torch.is_grad_enabled()
         total: Tensor | float = 0.0
-        for i in range(first, last + 1):
-            step, layer = self.steps[i], self.layers[i]
+        for i, step, layer in self._units(first, last, kept):
             if layer.type == "Input":
                 tops = [values[v] for v in step.tops]
                 if any(top is None for top in tops):  # of a part that does not read it
@@ -299,6 +315,8 @@ class Net(nn.Module):
                 if layer.in_place and step.bottoms[0] in given:  # not ours to overwrite
                     bottoms[0] = bottoms[0].clone()
                 with torch.set_grad_enabled(grad_mode and step.runs_backward):
+                    if not isinstance(layer, Segment):
+                        bottoms = self.precision.bottoms(layer, bottoms)
                     tops = self._guarded(layer, layer, bottoms)
                 if not bottoms:  # a data layer hands out what it read, wherever that lies
                     tops = [top.to(self.device, non_blocking=True) for top in tops]
@@ -307,21 +325,32 @@ class Net(nn.Module):
             for v, top in zip(step.tops, tops, strict=True):
                 values[v] = top
                 if v in self.loss_weights:
-                    self.losses[self.values[v].name] = top.detach()
-                    total = total + self.loss_weights[v] * (top.detach() if v in self.overruled else top).sum()
+                    self.losses[self.values[v].name] = widened(top.detach())
+                    total = total + self.loss_weights[v] * widened(top.detach() if v in self.overruled else top).sum()
             if not self.keep_blobs:
                 for v in {*step.bottoms, *step.tops}:
                     if self.last_reader[v] <= i and v not in kept:
                         values[v] = None
-        self.loss = total if isinstance(total, Tensor) else torch.zeros((), device=self.device)
-        self.blobs |= {v.name: t for v, t in zip(self.values, values, strict=True) if t is not None}
-        outputs = self.outputs if end is None else [self.values[v].name for v in self.steps[last].tops]
-        return {name: self.blobs[name] for name in [*outputs, *blobs] if name in self.blobs}
+        return total
 
-    def backward(self) -> None:
-        """Adds the gradients of ``loss`` to ``.grad`` of the learnable parameters."""
-        if self.loss.requires_grad:
-            self.loss.backward()
+    def _units(self, first: int, last: int, kept):
+        """What runs, ``(number of its last layer, step, layer)``: compiled runs where they may, and single layers."""
+        i = first
+        while i <= last:
+            segment = None if self.keep_blobs or self.watch else self.segments.get(i)
+            if segment is not None and segment.last <= last and not segment.inner & kept:
+                i = segment.last
+                yield i, segment.step, segment
+            else:
+                yield i, self.steps[i], self.layers[i]
+            i += 1
+
+    def backward(self, loss: Tensor | None = None) -> None:
+        """Adds the gradients of ``loss``, the net's own unless given, to ``.grad`` of the learnable parameters."""
+        loss = self.loss if loss is None else loss
+        if loss.requires_grad:
+            with self.precision.in_force(self.device):
+                loss.backward()
 
     def summary(self):
         """Layers, shapes, parameters, multiply-adds, memory and backward: :class:`ohem_caffe_port.summary.Summary`."""

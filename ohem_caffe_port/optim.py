@@ -6,6 +6,9 @@ import math
 from itertools import accumulate
 
 import torch
+from torch import Tensor
+
+from .memory import cache_sized
 
 
 def _vsteps(p):
@@ -83,3 +86,25 @@ UPDATES = {
     "AdaDelta": _adadelta,
     "Adam": _adam,
 }
+
+
+def update(p, weight: Tensor, grad: Tensor, history: list[Tensor], *, rate, decay, factors=(), iteration: int) -> None:
+    """One parameter's ``Normalize``, ``Regularize``, ``ComputeUpdateValue`` and ``Update`` of ``SGDSolver``, in place.
+
+    Args:
+        p: the ``SolverParameter``.
+        weight, grad: of one shape; the gradient becomes the update that was subtracted.
+        history: the rule's blobs, of the same shape.
+        rate: learning rate of this parameter.
+        decay: its weight decay, L2 or L1 as ``regularization_type`` says.
+        factors: what the gradient is multiplied by first, one after the other.
+    """
+    rule = UPDATES[p.type]
+    for part in cache_sized(weight):
+        w, g = weight[part], grad[part]
+        for factor in factors:
+            g.mul_(factor)
+        if decay:
+            g.add_(w if p.regularization_type == "L2" else w.sign(), alpha=decay)
+        rule(p, g, [blob[part] for blob in history], rate, iteration)
+        w.sub_(g)

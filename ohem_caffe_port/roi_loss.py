@@ -19,6 +19,7 @@ import torch
 from prototxt.caffe_pb2 import NetParameter
 from prototxt.files import replacing
 
+from . import distributed
 from .data.minibatch import load_minibatch, plan_minibatch
 from .errors import PortError
 from .mining import ohem_roi_loss
@@ -70,9 +71,10 @@ class RoiLoss:
     @torch.no_grad()
     def __call__(self) -> float:
         total = torch.zeros((), dtype=torch.float64, device=self.scoring.net.device)
-        for plan in self.plans:
+        for i in distributed.shard(len(self.plans)):
+            plan = self.plans[i]
             total += self.losses(load_minibatch(self.roidb, plan, self.scoring.classes, self.cfg)).sum()
-        return float(total) / self.rois
+        return float(distributed.total(total)) / self.rois
 
     @torch.no_grad()
     def losses(self, blobs: dict[str, np.ndarray]) -> torch.Tensor:
@@ -138,7 +140,8 @@ def scoring_net(net: Net) -> Scoring:
         part.bottom[:] = [net.values[same.get(v, v)].name for v in net.steps[i].bottoms]
         for name in ("include", "exclude", "phase", "propagate_down", "loss_weight"):
             part.ClearField(name)
-    scoring = Net(param, "TEST", cfg=net.cfg, device=net.device, path=net.source, initialize=False)
+    options = {"cfg": net.cfg, "device": net.device, "precision": net.precision}
+    scoring = Net(param, "TEST", path=net.source, initialize=False, **options)
     share_layers(scoring, net)
     scoring.keep_blobs = False
     return Scoring(scoring, inputs, net.values[scores].name, None if boxes is None else net.values[boxes].name, classes)
@@ -226,5 +229,7 @@ class Curve:
     def add(self, iteration: int, loss: float) -> None:
         """Adds a point, and writes the file."""
         self.points[iteration] = loss
+        if not distributed.is_root():
+            return
         with replacing(self.path, "w", encoding="utf-8") as file:
             json.dump(self.about | {"points": sorted(self.points.items())}, file)

@@ -15,11 +15,12 @@ from converters.extras import library
 from prototxt import CaffePortError
 from prototxt.errors import nearest
 
+from . import distributed
 from .config import Config
 from .debug_info import DebugInfo
 from .errors import PortError
 from .net import Net
-from .optim import POLICIES, UPDATES
+from .optim import POLICIES, UPDATES, update
 from .test_nets import TestNets, output_scores, score_lines, spread
 from .weights import copy_from, to_caffemodel
 
@@ -71,17 +72,21 @@ class Solver:
     One iteration: ``iter_size`` forward and backward passes whose gradients add up; clip the sum by ``clip_gradients``;
     divide by ``iter_size``; add the weight decay; compute the update with ``lr * lr_mult``; subtract it.
 
+    Of several processes (:mod:`~ohem_caffe_port.distributed`) each does ``iter_size`` passes, and all make the update
+    of the sum, divided by the number of passes of all. Only the first one tests and writes.
+
     Args:
         source: path of a solver prototxt, or a ``SolverParameter``.
         net: the net to train; built from the solver's ``train_net`` or ``net`` when left out.
-        cfg, device, lenient: for that net and the test nets; see :class:`Net`.
+        cfg, device, lenient, precision: for that net and the test nets; see :class:`Net`.
 
     Attributes:
         net, param: as above.
         iter: iterations done.
         history: per learnable parameter the list of its history blobs (momentum; for Adam first and second moment).
+        passes: in an iteration, of all processes: ``iter_size`` times their number.
         loss: mean of the losses of the last iteration's passes; ``smoothed_loss``: over ``average_loss`` iterations.
-        losses: the last iteration's single losses by name, meaned over ``iter_size``.
+        losses: the last iteration's single losses by name, meaned over its passes.
         log: called with each line that Caffe would print (``display``, ``debug_info``, tests); nothing is logged
             while it is None.
 
@@ -89,7 +94,10 @@ class Solver:
         PortError: an unknown type or policy, a setting that is missing or refused, each with the field's name.
     """
 
-    def __init__(self, source, net: Net | None = None, *, cfg: Config | None = None, device="cpu", lenient=False):
+    def __init__(
+        self, source, net: Net | None = None, *, cfg: Config | None = None, device="cpu", lenient=False,
+        precision="fp32",
+    ):  # fmt: skip
         self.warnings: list[str] = []
         self.lenient = lenient
         self.log = None
@@ -102,7 +110,12 @@ class Solver:
         self._check()
         if self.param.random_seed >= 0:
             torch.manual_seed(self.param.random_seed)
-        self.net = net if net is not None else self._build_net(cfg, device)
+        self.net = net if net is not None else self._build_net(cfg, device, precision)
+        self.passes = self.param.iter_size * distributed.size()
+        self._summed: distributed.SummedPasses | None = None
+        if distributed.size() > 1:
+            self.net.cfg.TRAIN.SEED_PASSES = True
+        self.update = update  # of one parameter
         self.iter = 0
         self.net.clock.max_iter = self.param.max_iter
         self.current_step = 0
@@ -175,7 +188,7 @@ class Solver:
             elif descriptor.name not in HONOURED | NEUTRAL:
                 self.warnings.append(f"solver field {descriptor.name} is not supported, and ignored")
 
-    def _build_net(self, cfg, device) -> Net:
+    def _build_net(self, cfg, device, precision) -> Net:
         p = self.param
         given = [f for f in ("net", "train_net", "net_param", "train_net_param") if p.HasField(f)]
         if len(given) != 1:
@@ -185,7 +198,8 @@ class Solver:
             source = find_net(source, self.source)
         state = p.train_state
         level = state.level if state.HasField("level") else None
-        return Net(source, "TRAIN", level=level, stages=state.stage, cfg=cfg, device=device, lenient=self.lenient)
+        options = {"cfg": cfg, "device": device, "lenient": self.lenient, "precision": precision}
+        return Net(source, "TRAIN", level=level, stages=state.stage, **options)
 
     def error(self, message, field, hint=None) -> PortError:
         """An error about a field of the solver, with its file and line."""
@@ -233,20 +247,29 @@ class Solver:
         return self.smoothed_loss
 
     def _iterate(self) -> None:
+        if distributed.size() == 1:
+            self._do_iteration()
+            return
+        if self._summed is None:
+            self._summed = distributed.SummedPasses(self.net)
+        self._summed.iteration(self._do_iteration)
+
+    def _do_iteration(self) -> None:
         self.net.clock.iter = self.iter
-        for p in self.net.learnable_params:
-            p.blob.grad = None
+        self._clear_gradients()
         passes = []
         display = self.log is not None and self.param.display and self.iter % self.param.display == 0
-        for _ in range(self.param.iter_size):
+        for i in range(self.param.iter_size):
             debug = DebugInfo(self.net, self.log) if display and self.param.debug_info else None
             self.net.watch = debug
-            self.net()
-            self.net.backward()
+            self._forward_backward(i)
             if debug:
                 debug.backward()
             passes.append(torch.stack([self.net.loss.detach(), *(top.sum() for top in self.net.losses.values())]))
-        sums = torch.stack(passes).sum(0).div(self.param.iter_size).tolist()
+        sums = torch.stack(passes).sum(0)
+        if self._summed is not None:
+            sums = self._summed.totals(sums)
+        sums = sums.div(self.passes).tolist()
         self.loss, self.losses = sums[0], dict(zip(self.net.losses, sums[1:], strict=True))
         if not math.isfinite(self.loss):
             cure = "the last snapshot is from before; a lower base_lr is the usual cure"
@@ -266,6 +289,25 @@ class Solver:
             self.log(f"Iteration {self.iter}, lr = {self.lr:g}")
         self.apply_update()
         self.iter += 1
+
+    def _clear_gradients(self) -> None:
+        if self._summed is not None:
+            self._summed.clear()
+            return
+        for p in self.net.learnable_params:
+            p.blob.grad = None
+
+    def _forward_backward(self, i: int) -> None:
+        """Pass ``i`` of this process in this iteration."""
+        if self.net.cfg.TRAIN.SEED_PASSES:
+            seed = self.param.random_seed if self.param.random_seed >= 0 else self.net.cfg.RNG_SEED
+            number = self.iter * self.passes + i * distributed.size() + distributed.rank()
+            distributed.seed_pass(self.net, seed, number)
+        if self._summed is not None:
+            self._summed(last=i == self.param.iter_size - 1)
+        else:
+            self.net()
+            self.net.backward()
 
     def _watch_plateau(self, display: bool) -> None:
         """SSD's policy: one more step where the smoothed loss has had no new minimum, nor the rate a step, for
@@ -289,28 +331,19 @@ class Solver:
         for p, _ in trained:
             if p.blob.grad is None:  # no loss reaches it; Caffe decays it all the same
                 p.blob.grad = torch.zeros_like(p.blob)
-        if not trained:
-            return
-        weights = [p.blob for p, _ in trained]
-        grads = [p.blob.grad for p, _ in trained]
-        if self.param.clip_gradients >= 0:
+        factors = []
+        if self.param.clip_gradients >= 0 and trained:
             # of all gradients, those of parameters with lr_mult 0 included
             given = [p.blob.grad for p in self.net.learnable_params if p.blob.grad is not None]
             norm = math.sqrt(sum(torch.stack([(g * g).sum() for g in given]).tolist()))
             if norm > self.param.clip_gradients:
-                torch._foreach_mul_(grads, self.param.clip_gradients / norm)
-        if self.param.iter_size > 1:
-            torch._foreach_mul_(grads, 1.0 / self.param.iter_size)
-        decay = self.param.weight_decay
-        for (p, _), weight, grad in zip(trained, weights, grads, strict=True):
-            if decay * p.decay_mult:
-                pull = weight if self.param.regularization_type == "L2" else weight.sign()
-                grad.add_(pull, alpha=decay * p.decay_mult)
-        rates = [rate * p.lr_mult for p, _ in trained]
-        update = UPDATES[self.param.type]
-        for grad, (_, history), local in zip(grads, trained, rates, strict=True):
-            update(self.param, grad, history, local, self.iter)
-        torch._foreach_sub_(weights, grads)
+                factors.append(self.param.clip_gradients / norm)
+        if self.passes > 1:
+            factors.append(1.0 / self.passes)
+        for p, history in trained:
+            decay = self.param.weight_decay * p.decay_mult
+            options = {"rate": rate * p.lr_mult, "decay": decay, "factors": factors, "iteration": self.iter}
+            self.update(self.param, p.blob, p.blob.grad, history, **options)
 
     def check_iterations(self, iterations: int) -> None:
         """Refuses, before any work is done, more iterations than a ``poly`` learning rate lasts."""
@@ -339,8 +372,10 @@ class Solver:
         if stop < 1:
             raise self.error("is needed: how many iterations are there to do?", "max_iter")
         self.check_iterations(stop)
-        tests = TestNets(self, lambda path, what: find_net(path, self.source, what))
-        every = p.test_interval if tests.nets else 0
+        tests, every = None, 0
+        if distributed.is_root():
+            tests = TestNets(self, lambda path, what: find_net(path, self.source, what))
+            every = p.test_interval if tests.nets else 0
         while self.iter < stop:
             if every and self.iter % every == 0 and (self.iter or p.test_initialization):
                 self._log_tests(tests)
@@ -380,6 +415,8 @@ class Solver:
     def snapshot(self, prefix=None) -> tuple[Path, Path]:
         """Writes ``.caffemodel`` and ``.solverstate`` as Caffe does; returns their paths."""
         model_path = self.snapshot_path(".caffemodel", prefix)
+        if not distributed.is_root():
+            return model_path, state_path(model_path)
         model_path.parent.mkdir(parents=True, exist_ok=True)
         write_caffemodel(model_path, to_caffemodel(self.net), phase="TRAIN")
         return model_path, self.save_state(model_path)

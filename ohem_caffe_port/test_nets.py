@@ -103,7 +103,8 @@ class TestNets:
                 state = {"stages": p.test_state[i].stage}
                 if p.test_state[i].HasField("level"):
                     state["level"] = p.test_state[i].level
-            net = Net(source, "TEST", cfg=train.cfg, device=train.device, lenient=solver.lenient, **state)
+            options = {"cfg": train.cfg, "device": train.device, "precision": train.precision}
+            net = Net(source, "TEST", lenient=solver.lenient, **options, **state)
             for weights in p.weights:
                 for part in weights.split(","):
                     copy_from(net, find(part.strip(), "weights file"))

@@ -12,6 +12,7 @@ import torch
 from converters import write_caffemodel
 from prototxt.files import replacing
 
+from . import distributed
 from .config import Config
 from .data.loader import rng_from_arrays, rng_to_arrays
 from .data.roidb import add_bbox_regression_targets, filter_roidb
@@ -196,6 +197,8 @@ class Trainer:
                     hint="a lower base_lr is the usual cure",
                 )
         path = self.solver.snapshot_path(".caffemodel", self.prefix)
+        if not distributed.is_root():
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         save_unnormalized(self.net, path, self.means, self.stds, self.cfg)
         self.solver.save_state(path)
@@ -254,8 +257,9 @@ class Trainer:
                 own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
                 if own:  # older files have none
                     layer.remember(own)
-            self.data_layer.loader.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("data/")})
             self.net.rng.set_state(rng_from_arrays({k[4:]: v for k, v in state.items() if k.startswith("net/")}))
+            # last: without prefetching the data are drawn from the net's stream
+            self.data_layer.loader.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("data/")})
             self.solver._recent.extend(state["recent_losses"].astype(float).tolist())
             torch.set_rng_state(torch.from_numpy(state["torch_rng"]))
             if "cuda_rng" in state and self.net.device.type == "cuda":

@@ -1,8 +1,10 @@
 """What every test may use."""
 
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from ohem_caffe_port.inputs import reshape_inputs
 from ohem_caffe_port.net import Net
@@ -33,6 +36,42 @@ def one_thread():
 def same_draws():
     """A test draws the same numbers in every run, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def several():
+    """``several(argv, folder)``: runs a script as two processes that work together, as ``torchrun`` would start them;
+    returns the ``(exit code, output, errors)`` of each."""
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("this PyTorch has no gloo")
+
+    def run(argv, folder, count=2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        processes = []
+        for rank in range(count):
+            own = {key: str(value) for key, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, *map(str, argv)],
+                    cwd=folder,
+                    env=os.environ | own,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )  # fmt: skip
+            )
+        try:
+            with ThreadPoolExecutor(count) as pool:  # a full pipe of one must not keep the other waiting
+                printed = list(pool.map(lambda process: process.communicate(timeout=240), processes))
+        finally:
+            for process in processes:
+                process.kill()
+        return [(process.returncode, *texts) for process, texts in zip(processes, printed, strict=True)]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,21 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_speed_options(parser: argparse.ArgumentParser) -> None:
+    """The options of :func:`pick_precision`, and ``--compile``."""
+    group = parser.add_argument_group("faster and less exact (docs/speed.md)")
+    group.add_argument(
+        "--precision", choices=("fp32", "tf32", "bf16"), default="fp32",
+        help="fp32: as Caffe [default]; tf32 on NVIDIA's GPUs; bf16: products of bfloat16, channels last",
+    )  # fmt: skip
+    group.add_argument(
+        "--channels_last", action="store_true", help="feature maps lie as [N, H, W, C]; those of bf16 do"
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile for runs of layers; takes minutes at first"
+    )
+
+
 def add_data_options(parser: argparse.ArgumentParser):
     """The options of :func:`load_config` and :func:`open_imdb`; returns their group."""
     group = parser.add_argument_group("configuration and data")
@@ -106,10 +121,12 @@ def load_config(args, beside=None):
 
 def open_imdb(args, cfg, name: str, method: str):
     """The data set ``name`` with the proposals of ``method`` unless ``--proposals`` says otherwise."""
+    from ohem_caffe_port import distributed
     from ohem_caffe_port.data.factory import get_imdb
 
     options = {"use_diff": cfg.TRAIN.USE_DIFF, "proposals": args.proposals or method}
-    return get_imdb(name, data_dir=cfg.DATA_DIR, devkit=devkit_of(args, name), **options)
+    with distributed.root_first():  # it may have to be drawn
+        return get_imdb(name, data_dir=cfg.DATA_DIR, devkit=devkit_of(args, name), **options)
 
 
 def devkit_of(args, name: str) -> str | None:
@@ -141,30 +158,79 @@ def output_folder(path) -> Path:
 def pick_device(args, solver=None):
     """The ``torch.device`` of ``--gpu``, or else of a solver's ``solver_mode`` and ``device_id``; true float32.
 
+    Of several processes each gets the device of its own number on its machine.
+
     Raises:
         PortError: there is no such device.
     """
     import torch
 
+    from ohem_caffe_port import distributed
     from ohem_caffe_port.errors import PortError
+    from ohem_caffe_port.memory import keep_freed_memory
 
-    count = torch.cuda.device_count()
+    count, processes = torch.cuda.device_count(), distributed.size()
+    if processes > 1 and args.gpu not in (None, -1):
+        raise PortError(
+            f"--gpu {args.gpu} with {processes} processes: each takes the device of its own number",
+            hint="CUDA_VISIBLE_DEVICES says which devices they see; --gpu -1 is the CPU",
+        )
     if args.gpu is not None and not -1 <= args.gpu < count:
         raise PortError(
             f"--gpu {args.gpu}: this machine has {count} CUDA devices", hint="leave it out, or use --gpu -1"
         )
     on_cpu = args.gpu == -1 or args.gpu is None and solver is not None and solver.solver_mode == solver.CPU
+    of_several = f"{processes} processes, each " if processes > 1 else ""
     if count == 0 or on_cpu:
-        print(f"on the CPU, {torch.get_num_threads()} threads")
+        print(f"{of_several}on the CPU, {torch.get_num_threads()} threads")
+        keep_freed_memory()
         return torch.device("cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     wished = list(solver.device_id) if solver is not None else []
+    if processes > 1:
+        if wished:
+            show(["solver field device_id has no effect: each process takes the device of its own number"])
+        wished = [distributed.local_rank()]
+        if wished[0] >= count:
+            raise PortError(
+                f"{count} CUDA devices for more processes of this machine", hint=f"say  --nproc-per-node {count}"
+            )
     index = args.gpu if args.gpu is not None else wished[0] if wished else 0
     if index >= count:
         raise PortError(f"the solver's device_id is {index}; this machine has {count} CUDA devices", field="device_id")
     device = torch.device("cuda", index)
-    print(f"on {torch.cuda.get_device_name(device)}")
+    print(f"{of_several}on {torch.cuda.get_device_name(device)}")
     return device
+
+
+def pick_precision(args, device):
+    """The :class:`~ohem_caffe_port.precision.Precision` of ``--precision`` and ``--channels_last``.
+
+    Raises:
+        PortError: the device cannot compute so.
+    """
+    from ohem_caffe_port.precision import Precision
+
+    precision = Precision(args.precision, channels_last=args.channels_last or None)
+    precision.check(device)
+    if precision.converts or precision.name != "fp32":
+        show([f"precision {precision}: not Caffe's numbers to the last digits, see docs/speed.md"])
+    return precision
+
+
+def compile_if_asked(args, net, solver=None) -> None:
+    """``--compile``: runs of the net's layers are compiled at their first forward, on a GPU the solver's update, too.
+
+    Raises:
+        PortError: the net has none, or there is no compiler.
+    """
+    if args.compile:
+        from ohem_caffe_port.segments import compile_net, compile_update
+
+        if solver is not None and net.device.type == "cuda":
+            compile_update(solver)
+        runs = compile_net(net)
+        show([f"{len(runs)} runs of {sum(s.last - s.first + 1 for s in runs)} layers are compiled at their first use"])
 
 
 def parse_shapes(texts) -> dict[str, tuple[int, ...]]:

@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     other.add_argument("--test_imdb", metavar="NAME", help="another test set, e.g. voc_2007_val")
     other.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="configuration keys")
     parser.add_argument("--gpu", type=int, metavar="ID", help="CUDA device; -1 is the CPU [0 where there is one]")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that prepare images ahead [none]")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that prepare images ahead [none]")
     args = parser.parse_args()
     args.data = args.data or os.environ.get("OHEM_DATA") or "data"
     args.weights = args.weights or os.environ.get("OHEM_WEIGHTS") or args.data

@@ -1,6 +1,8 @@
 """Test a detector on a data set and print its average precision.
 
 python tools/test_from_prototxt.py --def test.prototxt --net snapshot.caffemodel --imdb voc_2007_test
+
+``torchrun --nproc-per-node K`` in the place of ``python`` shares the images out over K processes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import _evaluation
 import cv2
 from tqdm import tqdm
 
+from ohem_caffe_port import distributed
 from ohem_caffe_port.data.imdb import UnionImdb
 from ohem_caffe_port.detect import detector_form
 from ohem_caffe_port.draw import draw_detections
@@ -45,9 +48,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--json", metavar="FILE", help="write the average precisions there too")
     _cli.add_common_options(parser)
+    _cli.add_speed_options(parser)
     return parser.parse_args()
 
 
+@distributed.joined()
 def main() -> int:
     args = parse_args()
     _evaluation.can_be_written(args.json, "--json")
@@ -57,8 +62,11 @@ def main() -> int:
     while args.wait and not Path(args.caffemodel).exists():
         print(f"waiting for {args.caffemodel} ...")
         time.sleep(10)
-    net = Net(args.prototxt, "TEST", cfg=cfg, device=_cli.pick_device(args), lenient=args.lenient)
+    device = _cli.pick_device(args)
+    precision = _cli.pick_precision(args, device)
+    net = Net(args.prototxt, "TEST", cfg=cfg, device=device, lenient=args.lenient, precision=precision)
     net.keep_blobs = False
+    _cli.compile_if_asked(args, net)
     _cli.show(net.warnings)
     report = copy_from(net, args.caffemodel)
     print(report.summary())
@@ -75,8 +83,8 @@ def main() -> int:
     with tqdm(total=imdb.num_images, unit="image", dynamic_ncols=True, disable=None) as bar:
 
         def on_image(i, image, dets):
-            bar.update()
-            if i == 0:  # net, weights and data fit together, so there will be results
+            bar.update(min(distributed.size(), bar.total - bar.n))  # the other processes do theirs meanwhile
+            if i < distributed.size():  # the first; net, weights and data fit together, so there will be results
                 _cli.output_folder(output)
             if i < args.vis:
                 (output / "images").mkdir(exist_ok=True)
@@ -85,6 +93,8 @@ def main() -> int:
                     file.write(cv2.imencode(".jpg", picture)[1].tobytes())
 
         all_boxes = test_net(net, imdb, cfg, thresh=args.det_thresh, max_per_image=args.num_dets, on_image=on_image)
+    if all_boxes is None:  # of another process
+        return 0
     save_detections(output / "detections.npz", all_boxes, imdb.image_index, imdb.classes)
     print(f"detections: {output / 'detections.npz'}")
     _evaluation.score(all_boxes, imdb, output / "results", args)

@@ -3,6 +3,8 @@ r"""Train a net from its Caffe solver: a detector on a data set, or any net whos
     python tools/train_from_prototxt.py solver.prototxt
     python tools/train_from_prototxt.py models/pascal_voc/VGG16/fast_rcnn_ohem/solver.prototxt \
         --weights VGG16.v2.caffemodel --imdb voc_2007_trainval --cfg experiments/cfgs/fast_rcnn_ohem.yml --iters 40000
+
+``torchrun --nproc-per-node K`` in the place of ``python`` makes it K processes, each with iter_size minibatches.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 import prototxt
+from ohem_caffe_port import distributed
 from ohem_caffe_port.data.roidb import get_training_roidb
 from ohem_caffe_port.errors import PortError
 from ohem_caffe_port.roi_loss import Curve, RoiLoss
@@ -36,11 +39,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--resume", metavar="FILE", help="continue from this .solverstate")
     parser.add_argument("--iters", type=int, help=f"iterations in all [max_iter of the solver, or {DEFAULT_ITERS}]")
     parser.add_argument("--rand", action="store_true", help="do not fix the random seeds")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that prepare images ahead [none]")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that prepare images ahead [none]")
     group = parser.add_argument_group("mean loss over all RoIs, whatever RoIs it trains on")
     group.add_argument("--roi_loss", type=int, metavar="N", help="measure it on so many training images; 0: on all")
     group.add_argument("--roi_loss_every", type=int, metavar="K", help="iterations in between [a tenth of all]")
     _cli.add_common_options(parser)
+    _cli.add_speed_options(parser)
     args = parser.parse_args()
     args.solver = args.solver or args.solver_option
     if not args.solver:
@@ -48,6 +52,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@distributed.joined()
 def main() -> int:
     args = parse_args()
     cfg = _cli.load_config(args, args.solver)
@@ -60,12 +65,14 @@ def main() -> int:
     if args.roi_loss_every is not None and (args.roi_loss_every < 1 or args.roi_loss is None):
         raise PortError("--roi_loss_every goes with --roi_loss and must be positive")
     if args.rand:
-        cfg.RNG_SEED = int(np.random.SeedSequence().generate_state(1)[0])
+        cfg.RNG_SEED = distributed.from_root(int(np.random.SeedSequence().generate_state(1)[0]))
     torch.manual_seed(cfg.RNG_SEED)
     device = _cli.pick_device(args, prototxt.read_solver(args.solver, lenient=True, unknown=[]))
 
-    solver = Solver(args.solver, cfg=cfg, device=device, lenient=args.lenient)
+    precision = _cli.pick_precision(args, device)
+    solver = Solver(args.solver, cfg=cfg, device=device, lenient=args.lenient, precision=precision)
     solver.net.keep_blobs = False
+    _cli.compile_if_asked(args, solver.net, solver)
     detector = any(hasattr(layer, "set_roidb") for layer in solver.net.layers)
     if args.roi_loss is not None and not detector:
         raise PortError("--roi_loss is for nets that train on RoIs; this one takes none", file=solver.net.source)
@@ -155,7 +162,7 @@ def train_net(args, solver: Solver) -> list[Path]:
     iterations = args.iters or solver.param.max_iter
     print(f"{solver.net.name or args.solver}: {iterations} iterations, snapshots to {prefix}_iter_*")
     with progress(solver, iterations, lambda: solver.snapshot(prefix)[0]) as (on_iteration, write):
-        solver.log = write
+        solver.log = write if distributed.is_root() else None
         return solver.solve(iterations, prefix, on_iteration)
 
 

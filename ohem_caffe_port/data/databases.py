@@ -16,6 +16,7 @@ from converters.extras import library
 from prototxt import CaffePortError, caffe_pb2
 
 from ..errors import PortError
+from .image_size import encoded_size
 from .images import AS_STORED, COLOR, GRAY, decode_image
 
 _FILES = {"LMDB": "data.mdb", "LEVELDB": "CURRENT"}  # what every database of that kind has in its folder
@@ -172,3 +173,14 @@ def datum_image(datum: caffe_pb2.Datum, *, color: bool = False, gray: bool = Fal
         kind = "bytes" if datum.data else "values of float_data"
         raise PortError(f"its shape is {shape} (channels, height, width), and it has {values.size} {kind}")
     return values.reshape(shape).transpose(1, 2, 0)
+
+
+def datum_size(datum: caffe_pb2.Datum) -> tuple[int, int]:
+    """Height and width of the image in a Datum.
+
+    Raises:
+        PortError: an image that cannot be decoded.
+    """
+    if not datum.encoded:
+        return datum.height, datum.width
+    return encoded_size(datum.data) or datum_image(datum).shape[:2]

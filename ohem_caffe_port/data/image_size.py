@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def image_size(path) -> tuple[int, int]:
             )
         size = image.shape[1], image.shape[0]
     return size
+
+
+def encoded_size(encoded: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG or PNG that tells them in its header; None of others."""
+    try:
+        size = _size_from_header(io.BytesIO(encoded))
+    except (struct.error, IndexError):
+        return None
+    return size and size[::-1]
 
 
 def is_cut_off(encoded: bytes) -> bool:

@@ -1,26 +1,34 @@
-"""The endless stream of minibatches, in this process or prepared ahead by others."""
+"""The endless stream of minibatches, made when asked for or ahead of that."""
 
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
 
+from .. import distributed
 from ..config import Config
 from ..errors import PortError
 from .minibatch import load_minibatch, plan_minibatch
+
+READY = 4  # minibatches that wait to be used, besides those that workers are at
 
 
 class MinibatchLoader:
     """Minibatches of shuffled images, in the original's ``RoIDataLayer`` order.
 
-    Every random choice is made in this process, in sequence; with ``TRAIN.USE_PREFETCH`` worker processes only read
-    and scale images, so the stream is the same for any number of workers, and ahead of use. Choices ahead of use are
+    Every random choice is made by the caller's thread, in sequence; with ``TRAIN.USE_PREFETCH`` workers only read and
+    scale images, so the stream is the same for any number of workers, and ahead of use. Choices ahead of use are
     made from a copy of ``rng``, which other layers of the net draw from meanwhile: where there are such layers, a net
-    sees other images than without prefetching (as with the original's ``BlobFetcher``).
+    sees other images than without prefetching (as with the original's ``BlobFetcher``), and so with
+    ``TRAIN.SEED_PASSES``. Of several processes each makes the choices of all, and loads every so many-th minibatch.
+
+    Workers are threads: decoding and scaling let go of Python's lock, and a minibatch of 20 MB is where it is needed.
+    From another process it takes longer to arrive than to make (``benchmarks/data_pipeline.py``).
 
     As in the original, a permutation is replaced when ``cur + IMS_PER_BATCH >= len(roidb)``: the last images of each
     permutation are not used.
@@ -28,17 +36,22 @@ class MinibatchLoader:
     Args:
         roidb: prepared, with box targets unless ``TRAIN.HAS_RPN``.
         plan, load: what makes a minibatch, of the form of the defaults.
+        device: where minibatches go. For a CUDA device workers put them into pinned memory, from which they are copied
+            while the device computes.
 
     Raises:
         PortError: no images, or settings that do not fit together.
     """
 
-    def __init__(self, roidb, num_classes: int, cfg: Config, rng, *, plan=plan_minibatch, load=load_minibatch):
+    def __init__(
+        self, roidb, num_classes: int, cfg: Config, rng, *, plan=plan_minibatch, load=load_minibatch, device="cpu"
+    ):
         self.roidb, self.num_classes, self.cfg, self.rng = roidb, num_classes, cfg, rng
-        self.plan, self.load = plan, load
+        self.plan, self.load, self.device = plan, load, torch.device(device)
         train = cfg.TRAIN
         self.workers = train.PREFETCH_WORKERS if train.USE_PREFETCH else 0
-        if self.workers:
+        self.own_stream = bool(self.workers or train.SEED_PASSES)
+        if self.own_stream:
             self.rng = np.random.RandomState()
             self.rng.set_state(rng.get_state())
         if not roidb:
@@ -61,8 +74,10 @@ class MinibatchLoader:
                 f"the data set has class {largest}, the net's data layer num_classes {num_classes}",
                 hint="give the net as many classes as the imdb, background included",
             )
-        self._states: deque[dict] = deque()
-        self._batches = None
+        self._states: deque[dict] = deque()  # of the stream, after each minibatch that is planned and not handed out
+        self._ahead: deque[Future] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+        self._stream = self._plans()
         self._shuffle()
         self._state = self._now()
 
@@ -82,56 +97,61 @@ class MinibatchLoader:
         self._cur = 0
 
     def _plans(self):
-        images = self.cfg.TRAIN.IMS_PER_BATCH
         while True:
-            if self._cur + images >= len(self.roidb):
-                self._shuffle()
-            inds = self._perm[self._cur : self._cur + images]
-            self._cur += images
-            plan = self.plan(self.roidb, inds, self.cfg, self.rng)
+            plan = distributed.in_turn(self._plan, self._plan)
             self._states.append(self._now())
             yield plan
 
-    def next_minibatch(self) -> dict[str, np.ndarray]:
-        """The next minibatch's blobs; see :func:`ohem_caffe_port.data.minibatch.load_minibatch`."""
-        if self._batches is None:
-            workers = self.workers
-            loader = DataLoader(
-                _Minibatches(self),
-                sampler=_Plans(self),
-                batch_size=None,
-                num_workers=workers,
-                generator=torch.Generator(),  # its own: the global one belongs to dropout
-                prefetch_factor=4 if workers else None,
-                collate_fn=_as_is,
-            )
-            if workers:
-                # here, not in the workers: a forked process that touches its parent's OpenCV threads can hang
-                cv2.setNumThreads(1)
-            self._batches = iter(loader)
-        blobs, error = next(self._batches)
-        if error is not None:
-            raise error
+    def _plan(self):
+        images = self.cfg.TRAIN.IMS_PER_BATCH
+        if self._cur + images >= len(self.roidb):
+            self._shuffle()
+        inds = self._perm[self._cur : self._cur + images]
+        self._cur += images
+        return self.plan(self.roidb, inds, self.cfg, self.rng)
+
+    def next_minibatch(self) -> dict[str, Tensor]:
+        """The next minibatch's blobs; see :func:`ohem_caffe_port.data.minibatch.load_minibatch`.
+
+        Raises:
+            PortError: an image of it cannot be used.
+        """
+        if self.workers:
+            if self._pool is None:
+                cv2.setNumThreads(1)  # an image is one worker's
+                self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="minibatches")
+            while len(self._ahead) < self.workers + READY:
+                self._ahead.append(self._pool.submit(self._made, next(self._stream)))
+            blobs = self._ahead.popleft().result()
+        else:
+            blobs = self._made(next(self._stream))
         self._state = self._states.popleft()
         return blobs
 
+    def _made(self, plan) -> dict[str, Tensor]:
+        blobs = self.load(self.roidb, plan, self.num_classes, self.cfg)
+        as_tensor = pinned if self.workers and self.device.type == "cuda" else torch.from_numpy
+        return {name: as_tensor(blob) for name, blob in blobs.items()}
+
     def close(self) -> None:
-        """Ends the worker processes; the stream goes on from here if another minibatch is asked for."""
-        if getattr(self._batches, "_workers", None):
-            self._batches._shutdown_workers()
+        """Ends the workers; the stream goes on from here if another minibatch is asked for."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
         self._go_to(self._position())
 
     def _position(self) -> dict:
-        """After the last minibatch handed out. Without workers nothing is planned ahead of it, and the random stream is
-        where the net's layers left it."""
-        return self._state if self.workers else self._now()
+        """After the last minibatch handed out (of the round, where there are several processes). Without a stream of
+        its own nothing is planned ahead of it, and the random stream is where the net's layers left it."""
+        return self._state if self.own_stream else self._now()
 
     def _go_to(self, state: dict) -> None:
         """Goes on from ``state``; forgets what was planned ahead."""
         self._perm, self._cur = state["perm"], state["cur"]
         self.rng.set_state(state["rng"])
         self._states.clear()
-        self._batches, self._state = None, state
+        self._ahead.clear()
+        self._stream, self._state = self._plans(), state
 
     # ---- position in the stream, for resuming
 
@@ -163,6 +183,14 @@ class MinibatchLoader:
         self._go_to({"perm": np.asarray(state["perm"]), "cur": cur, "rng": rng_from_arrays(state)})
 
 
+def pinned(blob: np.ndarray) -> Tensor:
+    """The same in pinned memory, for a CUDA device. (``Tensor.pin_memory`` starts threads for every thread it is called
+    in.)"""
+    copy = torch.empty(blob.shape, dtype=torch.from_numpy(blob).dtype, pin_memory=True)
+    copy.numpy()[...] = blob
+    return copy
+
+
 def rng_to_arrays(state: tuple) -> dict[str, np.ndarray]:
     """``RandomState.get_state()`` as plain arrays."""
     _, keys, position, has_gauss, gauss = state
@@ -173,28 +201,3 @@ def rng_from_arrays(arrays: dict[str, np.ndarray]) -> tuple:
     """What ``RandomState.set_state`` takes, from :func:`rng_to_arrays`."""
     position, has_gauss = (int(v) for v in arrays["rng_position"])
     return "MT19937", np.asarray(arrays["rng_keys"]), position, has_gauss, float(arrays["rng_gauss"])
-
-
-class _Plans(Sampler):
-    def __init__(self, loader: MinibatchLoader):
-        self.loader = loader
-
-    def __iter__(self):
-        return self.loader._plans()
-
-
-class _Minibatches(Dataset):
-    """What a worker does with a plan. An error travels back as a value, whole, to be raised where the user is."""
-
-    def __init__(self, loader: MinibatchLoader):
-        self.roidb, self.num_classes, self.cfg, self.load = loader.roidb, loader.num_classes, loader.cfg, loader.load
-
-    def __getitem__(self, plan):
-        try:
-            return self.load(self.roidb, plan, self.num_classes, self.cfg), None
-        except PortError as error:
-            return None, error
-
-
-def _as_is(item):
-    return item

@@ -1,7 +1,7 @@
 """From roidb entries to the blobs of one minibatch, as the original's ``roi_data_layer/minibatch.py`` makes them.
 
 It is done in two parts: :func:`plan_minibatch` makes every random choice (which scale, which RoIs) and reads no image;
-:func:`load_minibatch` does the rest and is a pure function of the plan. So images can be prepared in other processes,
+:func:`load_minibatch` does the rest and is a pure function of the plan. So images can be prepared in other threads,
 any number of them, without changing the result.
 """
 
@@ -127,7 +127,7 @@ def entry_image(entry: dict) -> np.ndarray:
             f"the image is {image.shape[1]} x {image.shape[0]}, its annotation says {size[0]} x {size[1]}",
             file=entry["image"],
         )
-    return image[:, ::-1, :] if entry["flipped"] else image
+    return cv2.flip(image, 1) if entry["flipped"] else image
 
 
 def prep_image(image: np.ndarray, cfg: Config, target_size: float, phase) -> tuple[np.ndarray, float | np.ndarray]:
@@ -184,14 +184,16 @@ def mask_blobs(masks: list[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def images_to_blob(images: list[np.ndarray], least: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Images ``[H_i, W_i, 3]`` in one ``[N, 3, H, W]`` blob of the largest sides, padded with zeros at the end.
+    """Images ``[H_i, W_i, 3]`` float32 in one ``[N, 3, H, W]`` blob of the largest sides, padded with zeros at the end.
 
     ``least``: the height and width that it has at least.
     """
     height, width = (max(least[axis], *(image.shape[axis] for image in images)) for axis in (0, 1))
-    blob = np.zeros((len(images), 3, height, width), dtype=np.float32)
-    for i, image in enumerate(images):
-        blob[i, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+    blob = np.empty((len(images), 3, height, width), dtype=np.float32)
+    for planes, image in zip(blob, images, strict=True):
+        bottom, right = image.shape[:2]
+        cv2.split(image, list(planes[:, :bottom, :right]))
+        planes[:, bottom:], planes[:, :bottom, right:] = 0, 0
     return blob
 
 

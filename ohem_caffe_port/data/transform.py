@@ -131,6 +131,23 @@ class Transformer:
             blob *= np.float32(p.scale)
         return blob, window
 
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether the random numbers of an image depend on more than its size."""
+        return self.resize is not None or self.param.HasField("noise_param")
+
+    def pass_over(self, size) -> None:
+        """Draws the random numbers that :meth:`apply` draws for an image, and does nothing else.
+
+        Args:
+            size: ``size()`` gives its height and width; called only where they count, and :attr:`needs_pixels` is
+                False.
+        """
+        if self.param.mirror:
+            self.rng.randint(2)
+        if self.train and self.crop[0]:
+            self._window(*size(), False)
+
     def draw_resize(self) -> None:
         """Chooses one of several ``resize_param``, by their ``prob``, for the images to come."""
         if len(self.param.resize_param) > 1:

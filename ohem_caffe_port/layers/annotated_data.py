@@ -7,6 +7,7 @@ import torch
 
 from prototxt import caffe_pb2
 
+from .. import distributed
 from ..data import augment
 from ..data.annotations import Annotations, check_sampler, extrapolated, jittered_window, sampled_windows
 from ..data.transform import DECODING, PIXELS, SSD_BOXES, SSD_IMAGE
@@ -31,6 +32,8 @@ class AnnotatedData(DatabaseLayer):
     As in the fork, an image that came encoded is stored as JPEG after each of the first three. ``label_map_file`` is
     not needed to read. Images of raw bytes, for which the fork leaves out some of these steps and aborts in others, are
     treated as all others. With ``resize_mode: FIT_SMALL_SIZE`` the batch must be 1.
+
+    Of several processes each augments its batches with random numbers of its own.
 
     MobileNet-YOLO's fork, told by its fields: without ``batch_sampler`` the crop is one that ``yolo_data_jitter``
     allows (0.3 unless given); one of several ``resize_param`` is drawn by ``prob`` for every ten batches; with
@@ -63,7 +66,12 @@ class AnnotatedData(DatabaseLayer):
         is_yolo = any(p.HasField(name) for name in ("yolo_data_type", "yolo_data_jitter", "train_diffcult"))
         self.jitter = p.yolo_data_jitter if is_yolo and not p.batch_sampler else 0
         self.batches = 0
-        return super().open()
+        shapes = super().open()
+        if self.context.train and distributed.size() > 1:
+            # to augment the others' images for their random numbers would cost what sharing them out saves
+            mixed = np.random.SeedSequence([self.rng.randint(2**31), distributed.rank()]).generate_state(4)
+            self.rng = self.transformer.rng = np.random.RandomState(mixed)
+        return shapes
 
     def shapes_of(self, record):
         image = self.transformer.shape(self.image_of(record.datum))

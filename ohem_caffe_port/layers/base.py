@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,13 +51,14 @@ class Context:
     """What a layer may know of the run it is part of.
 
     ``rng`` is the stream of the data layers and samplers, seeded as the original seeds numpy; ``clock`` is shared by
-    all layers of a net.
+    all layers of a net; ``device`` is where its blobs are.
     """
 
     phase: str = "TRAIN"
     cfg: Config = field(default_factory=Config)
     rng: np.random.RandomState = field(default_factory=np.random.RandomState)
     clock: Clock = field(default_factory=Clock)
+    device: torch.device = torch.device("cpu")
 
     @property
     def train(self) -> bool:
@@ -91,6 +93,7 @@ class Layer(nn.Module):
         self.fillers: list = []
         self.frozen: list[bool] = []  # per blob: this layer gives it no gradient (its lr_mult is 0)
         self.in_place = False  # set by the net when the top may overwrite the bottom
+        self.form: Callable[[Tensor], Tensor] | None = None  # set by the net: type and layout of parameters in products
         self.warnings: list[str] = []
         self._check_fields()
 
@@ -121,11 +124,13 @@ class Layer(nn.Module):
 
     def blob(self, index: int) -> Tensor:
         """Parameter blob ``index`` as this layer's forward must use it: in its own shape (sharing may be PERMISSIVE),
-        without gradient where its lr_mult is 0."""
+        without gradient where its lr_mult is 0, in the type and layout of the net's precision."""
         blob, shape = self.blobs[index], self.blob_shapes[index]
         if blob.shape != shape:
             blob = blob.view(shape)
-        return blob.detach() if self.frozen[index] else blob
+        if self.frozen[index]:
+            blob = blob.detach()
+        return blob if self.form is None else self.form(blob)
 
     def error(self, message: str, *, field: str | None = None, **where) -> PortError:
         """An error in this layer, to raise. A ``field`` that the layer honours may go without its message's name."""

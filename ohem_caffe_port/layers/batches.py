@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import distributed
+from ..data.loader import pinned
 from ..data.transform import Transformer
 from ..errors import PortError
 from .base import Layer, own_stream
@@ -59,6 +61,11 @@ class PrefetchLayer(Layer):
         """The next batch: one tensor for each top."""
         raise NotImplementedError
 
+    def skip_batch(self) -> None:
+        """Goes past a batch that another process loads, drawing its random numbers: the data are then those of one
+        process. What saves loading it, a subclass knows."""
+        self.load_batch()
+
     def infer(self, bottoms):
         return [torch.empty(shape, device="meta") for shape in self.shapes]
 
@@ -80,7 +87,9 @@ class PrefetchLayer(Layer):
     def _load(self, pool: ThreadPoolExecutor) -> list[Tensor]:
         """Makes a batch and orders the next; were all ordered at once, a program could not end before they are done."""
         with self.blaming():
-            batch = self.load_batch()
+            batch = distributed.in_turn(self.load_batch, self.skip_batch) if self.context.train else self.load_batch()
+        if self.context.device.type == "cuda":  # from pinned memory it is copied while the device computes
+            batch = [pinned(top.numpy()) for top in batch]
         with self._ordering, suppress(RuntimeError):  # the pool, or the program, may be shutting down
             self._idle = len(self._batches) >= self.ahead
             if not self._idle:

@@ -7,10 +7,11 @@ import torch
 
 from prototxt import caffe_pb2
 
-from ..data.databases import datum_image, endless_records, open_database, parse_record, peeked
+from .. import distributed
+from ..data.databases import datum_image, datum_size, endless_records, open_database, parse_record, peeked
 from ..data.transform import DECODING, PIXELS, SSD_IMAGE
 from .base import register
-from .batches import BatchLayer
+from .batches import BatchLayer, PrefetchLayer
 
 
 class DatabaseLayer(BatchLayer):
@@ -24,6 +25,12 @@ class DatabaseLayer(BatchLayer):
         p = self.settings
         if not p.source:
             raise self.error("names no database", field="data_param.source")
+        if p.backend == p.LEVELDB and self.context.train and distributed.size() > 1:
+            raise self.error(
+                f"one process at a time can read a LevelDB, and there are {distributed.size()}",
+                field="data_param.backend",
+                hint="make an LMDB of it",
+            )
         self.ahead = max(p.prefetch, 1)
         database = open_database(p.source, caffe_pb2.DataParameter.DB.Name(p.backend))
         self._records = endless_records(database, self.rng if p.shuffle else None)
@@ -37,6 +44,10 @@ class DatabaseLayer(BatchLayer):
     def shapes_of(self, record) -> list[tuple[int, ...]]:
         """Shapes of the tops, if all records are like this one."""
         raise NotImplementedError
+
+    def skip_batch(self):
+        for _ in range(self.batch_size):
+            next(self._records)
 
     def next_record(self):
         """``(item, record)``: how to name it in a message, and the message."""
@@ -93,3 +104,12 @@ class Data(DatabaseLayer):
             items.append(item)
         data = self.stack(blobs, items)
         return [data, torch.tensor(labels, dtype=torch.float32)][: len(self.param.top)]
+
+    def skip_batch(self):
+        if self.transformer.needs_pixels:
+            PrefetchLayer.skip_batch(self)
+            return
+        for _ in range(self.batch_size):
+            key, value = next(self._records)
+            with self.blaming(_item(key)):
+                self.transformer.pass_over(lambda value=value: datum_size(parse_record(self.message, value)))

@@ -12,6 +12,7 @@ from converters.extras import library
 from prototxt import CaffePortError
 from prototxt.files import replacing
 
+from .. import distributed
 from .base import MANY, Layer, own_stream, register
 
 
@@ -59,6 +60,9 @@ class HDF5Data(Layer):
         return [torch.empty((self.batch_size, *shape), device="meta") for shape in self._row_shapes]
 
     def forward(self, bottoms):
+        return distributed.in_turn(self._batch, self._batch) if self.context.train else self._batch()
+
+    def _batch(self) -> list[torch.Tensor]:
         pieces, missing = [], self.batch_size
         while missing:
             if self._row == len(self._rows):
@@ -129,7 +133,8 @@ class HDF5Output(Layer):
     """``HDF5OutputLayer``: writes its two bottoms to datasets ``data`` and ``label`` of the HDF5 file ``file_name``.
 
     Both are written with four axes, ones behind where there are fewer. The first forward replaces the file, each later
-    one adds its rows (Caffe stops at the second); the file is whole at any time. No gradient goes back.
+    one adds its rows (Caffe stops at the second); the file is whole at any time. No gradient goes back. Of several
+    processes the first writes its own rows.
     """
 
     fields = {"hdf5_output_param": {"file_name"}}
@@ -151,6 +156,8 @@ class HDF5Output(Layer):
 
     def forward(self, bottoms):
         self.infer(bottoms)
+        if not distributed.is_root():
+            return []
         path = Path(self.param.hdf5_output_param.file_name)
         try:
             with replacing(path, "w+b") as file:

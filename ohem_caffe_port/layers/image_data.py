@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from ..data.augment import with_channels
+from ..data.image_size import image_size
 from ..data.images import COLOR, GRAY, read_image
 from ..data.transform import PIXELS, SSD_IMAGE
 from ..errors import PortError
@@ -69,16 +70,21 @@ class ImageListLayer(BatchLayer):
     def load_batch(self):
         rows, items = [], []
         for _ in range(self.batch_size):
-            number, *entry = self._lines[self._next]
-            self._next += 1
-            if self._next == len(self._lines):
-                self._next = 0
-                if self.settings.shuffle:
-                    self._shuffle()
+            number, *entry = self.next_line()
             items.append(f"{self.settings.source}:{number}")
             with self.blaming(items[-1]):
                 rows.append(self.load_item(*entry))
         return [self.stack(list(blobs), items) for blobs in zip(*rows, strict=True)]
+
+    def next_line(self) -> tuple:
+        """``(number of the line, path, what belongs to it)``."""
+        line = self._lines[self._next]
+        self._next += 1
+        if self._next == len(self._lines):
+            self._next = 0
+            if self.settings.shuffle:
+                self._shuffle()
+        return line
 
     def read(self, path: str, color: bool, resize: bool = True) -> np.ndarray:
         """``[H, W, C]`` uint8, resized to ``new_height x new_width`` if they are given."""
@@ -130,3 +136,17 @@ class ImageData(ImageListLayer):
 
     def load_item(self, path, label):
         return [self.transformer(self.read(path, self.settings.is_color)), np.array(label, np.float32)]
+
+    def skip_batch(self):
+        if self.transformer.needs_pixels:
+            super().skip_batch()
+            return
+        for _ in range(self.batch_size):
+            number, path, _ = self.next_line()
+            with self.blaming(f"{self.settings.source}:{number}"):
+                self.transformer.pass_over(lambda path=path: self._size(path))
+
+    def _size(self, path) -> tuple[int, int]:
+        """Height and width of the image that the transformer gets."""
+        p = self.settings
+        return (p.new_height, p.new_width) if p.new_height else image_size(p.root_folder + path)[::-1]

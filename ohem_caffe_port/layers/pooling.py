@@ -25,6 +25,7 @@ class PoolingLayer(Layer):
     """
 
     saves_top = False
+    with_index = False  # whether a second top says where each maximum was
 
     def pool(self, x: Tensor, method: str, kernel, stride, sides, floor=False) -> list[Tensor]:
         """The pooled ``x``, and where each maximum was if the layer has a second top.
@@ -50,7 +51,7 @@ class PoolingLayer(Layer):
             return [self._stochastic(x, kernel, stride)]
         if method == "MAX":
             operator = F.max_pool2d if len(kernel) == 2 else F.max_pool3d
-            if len(self.param.top) == 1:
+            if not self.with_index:
                 return [operator(x, kernel, stride, **options)]
             pooled, index = operator(x, kernel, stride, **options, return_indices=True)
             return [pooled, (index if known else self._unpadded(index, x, sizes, sides, pooled)).to(x.dtype)]
@@ -135,7 +136,8 @@ class Pooling(PoolingLayer):
         self.method = {"AVE_TF": "AVE_EXC_PAD"}.get(name := p.PoolMethod.Name(p.pool), name)
         if self.method == "AVE" and not p.avg_include_pad:
             self.method = "AVE_EXC_PAD"
-        if self.method != "MAX" and len(self.param.top) > 1:
+        self.with_index = len(self.param.top) > 1
+        if self.method != "MAX" and self.with_index:
             raise self.error("only MAX has a second top", field="pooling_param.pool")
         self.sides = ((p.pad_t, p.pad_b), (p.pad_l, p.pad_r))
         uneven = any(map(any, self.sides))

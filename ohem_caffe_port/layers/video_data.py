@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 
+from .. import distributed
 from ..data.augment import with_channels
 from ..data.transform import PIXELS, SSD_IMAGE
 from ..data.video_list import CUTS, CornerCutter, VideoList
@@ -89,6 +90,8 @@ class VideoData(BatchLayer):
         p = self.param.video_data_param
         self._webcam = p.video_type == p.WEBCAM
         if self._webcam:
+            if self.context.train and distributed.size() > 1:
+                raise PortError("a camera cannot be shared by several processes", field="video_data_param.video_type")
             source = p.device_id
         else:
             if not Path(p.video_file).is_file():

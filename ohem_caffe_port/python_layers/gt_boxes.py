@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..data.loader import MinibatchLoader
 from ..data.minibatch import MinibatchPlan, entry_image, images_to_blob, prep_image
 from ..layers import register_python
 from .roi_data import RoIDataLayer
@@ -40,9 +39,7 @@ class GtBoxDataLayer(RoIDataLayer):
         return [torch.empty(shape, device="meta") for shape in (image, (1, 1, 1, 8))]
 
     def set_roidb(self, roidb):
-        self.loader = MinibatchLoader(
-            roidb, self.num_classes, self.context.cfg, self.context.rng, plan=plan_images, load=load_images
-        )
+        self.loader = self._loader(roidb, plan=plan_images, load=load_images)
 
 
 def plan_images(roidb, roidb_inds, cfg, rng) -> MinibatchPlan:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ..data.loader import MinibatchLoader
 from ..data.mask_minibatch import load_cfm_minibatch, plan_cfm_minibatch
 from ..layers import register_python
 from .roi_data import RoIDataLayer
@@ -97,5 +96,4 @@ class CFMDataLayer(RoIDataLayer):
         return [torch.empty(shape, device="meta") for shape in shapes]
 
     def set_roidb(self, roidb):
-        functions = {"plan": plan_cfm_minibatch, "load": load_cfm_minibatch}
-        self.loader = MinibatchLoader(roidb, self.num_classes, self.context.cfg, self.context.rng, **functions)
+        self.loader = self._loader(roidb, plan=plan_cfm_minibatch, load=load_cfm_minibatch)

@@ -77,13 +77,17 @@ class RoIDataLayer(PythonLayer):
         Raises:
             PortError: settings or a data set that cannot make a minibatch.
         """
-        self.loader = MinibatchLoader(roidb, self.num_classes, self.context.cfg, self.context.rng)
+        self.loader = self._loader(roidb)
+
+    def _loader(self, roidb, **functions) -> MinibatchLoader:
+        context = self.context
+        return MinibatchLoader(roidb, self.num_classes, context.cfg, context.rng, device=context.device, **functions)
 
     def forward(self, bottoms):
         if self.loader is None:
             raise self.error("no data set was given to it", hint="call set_roidb(roidb) first")
         blobs = self.loader.next_minibatch()
-        return self._with_axes([torch.from_numpy(blobs[name]) for name in self.names])
+        return self._with_axes([blobs[name] for name in self.names])
 
     def _with_axes(self, tops):
         """py-R-FCN gives everything but data and im_info four axes, and its nets add losses in the labels' shape."""

@@ -60,16 +60,6 @@ def feed():
     PYTHON_LAYERS.pop(key, None)
 
 
-@pytest.fixture
-def ending():
-    """A list of loaders whose worker processes end with the test: at once, where the garbage collector takes 5 s."""
-    loaders = []
-    yield loaders
-    for loader in loaders:
-        if hasattr(loader._batches, "_shutdown_workers"):
-            loader._batches._shutdown_workers()
-
-
 # ---- the embedded data set, small
 
 

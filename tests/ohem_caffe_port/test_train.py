@@ -16,15 +16,13 @@ SOLVER = "train_net: 'x' base_lr: 0.002 lr_policy: 'step' gamma: 0.5 stepsize: 4
 
 
 @pytest.fixture
-def trainer_of(shapes_imdb, tmp_path, ending):
+def trainer_of(shapes_imdb, tmp_path):
     """``trainer_of(prototxt, cfg, seed, output)``: trains that net on the small data set."""
 
     def make(text, cfg, seed, output):
         torch.manual_seed(seed)
         solver = Solver(prototxt.parse_solver(SOLVER), Net(prototxt.parse_net(text), cfg=cfg))
-        trainer = Trainer(solver, get_training_roidb(shapes_imdb("train"), cfg), cfg, tmp_path / output)
-        ending.append(trainer.data_layer.loader)
-        return trainer
+        return Trainer(solver, get_training_roidb(shapes_imdb("train"), cfg), cfg, tmp_path / output)
 
     return make
 

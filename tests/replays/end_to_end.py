@@ -51,14 +51,14 @@ def replay_end_to_end(folder: Path) -> dict:
         data_layer = net.layers[0]
         data_layer.set_roidb(roidb)
         sequence: list[list[int]] = []
-        plans = data_layer.loader._plans
+        make_plan = data_layer.loader.plan
 
-        def recorded():
-            for plan in plans():
-                sequence.append(plan.roidb_inds)
-                yield plan
+        def recorded(*arguments):
+            plan = make_plan(*arguments)
+            sequence.append(plan.roidb_inds)
+            return plan
 
-        data_layer.loader._plans = recorded
+        data_layer.loader.plan = recorded
         loss_names = [layer.param.top[0] for layer in net.layers if layer.is_loss]
         sub, forward = 0, net.forward
 

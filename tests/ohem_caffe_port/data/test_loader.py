@@ -1,26 +1,21 @@
-import contextlib
-import os
-import signal
-import subprocess
-import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from ohem_caffe_port.data.loader import MinibatchLoader
+from ohem_caffe_port.data.loader import READY, MinibatchLoader
 from ohem_caffe_port.errors import PortError
 
 
 @pytest.fixture
-def make_loader(shapes_cfg, shapes_roidb, ending):
-    """``make_loader(workers=0, method="ohem", **train)``: a loader over the 16 images of the small data set."""
+def make_loader(shapes_cfg, shapes_roidb):
+    """``make_loader(workers=0, method="ohem", device="cpu", **train)``: a loader of 16 small images."""
 
-    def make(workers=0, method="ohem", **train):
+    def make(workers=0, method="ohem", device="cpu", **train):
         prefetch = {"USE_PREFETCH": True, "PREFETCH_WORKERS": workers} if workers else {}
         cfg = shapes_cfg(method, **prefetch, **train)
-        ending.append(MinibatchLoader(shapes_roidb(cfg), 7, cfg, np.random.RandomState(cfg.RNG_SEED)))
-        return ending[-1]
+        return MinibatchLoader(shapes_roidb(cfg), 7, cfg, np.random.RandomState(cfg.RNG_SEED), device=device)
 
     return make
 
@@ -84,50 +79,39 @@ def test_torchs_generator_is_left_alone(make_loader, workers):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-USED_OPENCV_BEFORE = """
-import sys
-
-import cv2
-import numpy as np
-
-from ohem_caffe_port.config import Config
-from ohem_caffe_port.data.loader import MinibatchLoader
-
-cv2.setNumThreads(4)
-for _ in range(20):
-    cv2.GaussianBlur(np.zeros((800, 800, 3), np.float32), (0, 0), 3)
-    cv2.imwrite(sys.argv[1], np.zeros((300, 400, 3), np.uint8))
-    cv2.resize(cv2.imread(sys.argv[1]).astype(np.float32), None, fx=2, fy=2)
-cfg = Config()
-cfg.merge({"TRAIN": {"USE_PREFETCH": True, "PREFETCH_WORKERS": 2, "ASPECT_GROUPING": False,
-                     "BBOX_REG": False}}, source="")
-entry = {"image": sys.argv[1], "flipped": False, "width": 400, "height": 300, "max_classes": np.array([1]),
-         "max_overlaps": np.array([0.9]), "boxes": np.array([[0, 0, 9, 9]])}
-loader = MinibatchLoader([entry] * 6, 2, cfg, np.random.RandomState(3))
-print(*(loader.next_minibatch()["data"].shape for _ in range(8)))
-"""
-
-
-def test_workers_start_where_opencv_has_been_used(tmp_path):
-    """OpenCV's threads do not survive a fork: a worker that waits for them waits for ever."""
-    command = [sys.executable, "-c", USED_OPENCV_BEFORE, str(tmp_path / "a.png")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        assert process.communicate(timeout=60)[0].count("(2, 3, 600, 800)") == 8
-    except subprocess.TimeoutExpired:
-        pytest.fail("the workers of a loader hang")
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 def test_close_ends_the_workers(make_loader):
     loader = make_loader(2)
     take(loader, 1)
-    workers = list(loader._batches._workers)
-    assert all(worker.is_alive() for worker in workers)
+    workers = list(loader._pool._threads)
+    assert len(workers) == 2 and all(worker.is_alive() for worker in workers)
     loader.close()
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_the_stream_goes_on_after_close(make_loader):
+    loader, expected = make_loader(2), take(make_loader(), 6)
+    assert_same(take(loader, 3), expected[:3])
+    loader.close()
+    assert_same(take(loader, 3), expected[3:])
+
+
+def test_no_more_is_made_ahead_than_workers_and_a_few(make_loader):
+    loader = make_loader(2)
+    take(loader, 3)
+    assert len(loader._ahead) == len(loader._states) == 2 + READY - 1
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_workers_pin_what_goes_to_a_cuda_device(make_loader, monkeypatch, device, pinned):
+    threads, empty = set(), torch.empty
+
+    def pin(*args, pin_memory, **options):
+        threads.add(threading.current_thread())
+        return empty(*args, **options)
+
+    monkeypatch.setattr(torch, "empty", pin)
+    assert_same(take(make_loader(2, device=device), 6), take(make_loader(), 6))
+    assert bool(threads) == pinned and threading.main_thread() not in threads
 
 
 def fake_roidb(widths, heights):

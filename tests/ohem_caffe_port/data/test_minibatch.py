@@ -174,6 +174,19 @@ def test_blob_of_images_of_different_sizes():
     assert not blob[1, :, :, 3:].any()
 
 
+@pytest.mark.parametrize("sizes", [[(2, 5), (4, 3)], [(1, 1), (1, 7), (6, 1)], [(33, 20)]])
+@pytest.mark.parametrize("least", [(0, 0), (40, 23)])
+def test_blobs_hold_the_images_and_zeros(sizes, least):
+    images = [np.random.RandomState(0).rand(*size, 3).astype(np.float32) for size in sizes]
+    images[0] = images[0][:, ::-1]  # a view
+    np.empty(40 * 40 * 9, np.float32).fill(7)  # what memory that nobody has cleared may hold
+    blob = images_to_blob(images, least)
+    assert blob.shape[2:] == tuple(max(least[axis], *(size[axis] for size in sizes)) for axis in (0, 1))
+    for planes, image, (height, width) in zip(blob, images, sizes, strict=True):
+        np.testing.assert_array_equal(planes[:, :height, :width], image.transpose(2, 0, 1))
+        assert not planes[:, height:].any() and not planes[:, :, width:].any()
+
+
 def test_flipped_entries(image_file):
     path, pixels = image_file(6, 8)
     plain, flipped = (entry([0.9], image=str(path), width=8, height=6, flipped=f) for f in (False, True))

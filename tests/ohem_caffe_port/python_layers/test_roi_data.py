@@ -25,7 +25,7 @@ def test_gives_the_loaders_minibatches(build, shapes_cfg, shapes_roidb):
         expected = nets[1].layers[0].loader.next_minibatch()
         assert set(blobs) == set(expected) == set(NAMES)
         for name in NAMES:
-            assert torch.equal(blobs[name], torch.from_numpy(expected[name]))
+            assert torch.equal(blobs[name], expected[name])
 
 
 def test_the_net_has_one_random_stream_seeded_by_the_configuration(build, shapes_cfg):
