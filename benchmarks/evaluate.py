@@ -21,7 +21,6 @@ import argparse
 import hashlib
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from pathlib import Path
 
 import _plain_voc as plain
 import numpy as np
+from _timing import resident
 
 from ohem_caffe_port.data.pascal_voc import VOC_CLASSES, PascalVoc
 from ohem_caffe_port.evaluate import ResultFiles, average_precision, evaluate_voc
@@ -110,11 +110,6 @@ def run(way: str, folder: Path, classes: tuple[str, ...], original: str | None) 
         "ap11": {name: float(curve[2]) for name, curve in curves.items()},
         "area": area,
     }
-
-
-def resident(what: str) -> int:
-    """Bytes of memory that this process has (VmRSS) or had at most (VmHWM)."""
-    return 1024 * int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 class Clock:
