@@ -12,6 +12,29 @@ from .base import Layer, register
 from .convolution import pad_axes, patches, same_padding, spatial
 
 _FLT_MAX = torch.finfo(torch.float32).max
+_LARGE = 1 << 14  # values, from which on whole-blob operations cost less than torch's loop over windows
+
+
+def _max_by_axes_pays(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.numel() >= _LARGE and not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def max_by_axes(x: Tensor, windows, kernel, stride) -> Tensor:
+    """The maximum of each window of ``x`` ``[N, C, *sizes]``, without a gradient: along one axis, then of these along
+    the next.
+
+    Whole rows are compared at once. Without a gradient torch's pooling looks for each maximum's place all the same, and
+    takes 2 to 10 times as long.
+
+    Args:
+        windows: how many there are along each axis; none may reach over the end.
+    """
+    for axis, (n, k, s) in enumerate(zip(windows, kernel, stride, strict=True), start=2):
+        cells = [x.narrow(axis, i, (n - 1) * s + 1)[(slice(None),) * axis + (slice(None, None, s),)] for i in range(k)]
+        x = cells[0].clone() if k == 1 else torch.maximum(cells[0], cells[1])
+        for more in cells[2:]:
+            torch.maximum(x, more, out=x)
+    return x
 
 
 class PoolingLayer(Layer):
@@ -38,17 +61,26 @@ class PoolingLayer(Layer):
         axes = list(zip(sizes, kernel, stride, sides, strict=True))
         windows = [self._windows(*axis, floor, padded) for axis in axes]
         # torch's pooling has Caffe's rules, but no uneven or wide pads, and it drops a last window in any case
-        known = method != "STOCHASTIC" and all(
-            before == after and 2 * before <= k and (n - 1) * s < size + before
-            for n, (size, k, s, (before, after)) in zip(windows, axes, strict=True)
+        by_axes = method == "MAX" and not self.with_index and _max_by_axes_pays(x)
+        known = (
+            method != "STOCHASTIC"
+            and not by_axes
+            and all(
+                before == after and 2 * before <= k and (n - 1) * s < size + before
+                for n, (size, k, s, (before, after)) in zip(windows, axes, strict=True)
+            )
         )
         if known:
             options = {"padding": [before for before, _ in sides], "ceil_mode": not floor}
         else:
             reached = [(b, (n - 1) * s + k - b - size) for n, (size, k, s, (b, _)) in zip(windows, axes, strict=True)]
-            x, options = pad_axes(x, reached, -_FLT_MAX if method == "MAX" else 0.0), {}
+            options = {}
+            if any(map(any, reached)):
+                x = pad_axes(x, reached, -_FLT_MAX if method == "MAX" else 0.0)
         if method == "STOCHASTIC":
             return [self._stochastic(x, kernel, stride)]
+        if by_axes:
+            return [max_by_axes(x, windows, kernel, stride)]
         if method == "MAX":
             operator = F.max_pool2d if len(kernel) == 2 else F.max_pool3d
             if not self.with_index:

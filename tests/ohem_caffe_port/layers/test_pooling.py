@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ohem_caffe_port.errors import PortError
+from ohem_caffe_port.layers import pooling
 
 FLT_MAX = np.finfo(np.float32).max
 
@@ -45,7 +46,10 @@ DOWN = ["round_mode: FLOOR", "ceil_mode: false", "torch_pooling: true", "round_m
 @pytest.mark.parametrize(("kernel", "stride", "pad"), GEOMETRIES)
 @pytest.mark.parametrize("size", [(5, 5), (6, 9), (7, 8), (11, 5)])
 @pytest.mark.parametrize("rounded", [math.ceil, math.floor])
-def test_against_a_slow_loop(run_layer, method, kernel, stride, pad, size, rounded):
+@pytest.mark.parametrize("large", [False, True])
+def test_against_a_slow_loop(run_layer, monkeypatch, method, kernel, stride, pad, size, rounded, large):
+    """In both ways; which one is taken is a matter of the blob's size."""
+    monkeypatch.setattr(pooling, "_LARGE", 0 if large else 1 << 30)
     x = np.random.default_rng(0).standard_normal((1, 1, *size)) - 3  # a padding zero would win
     rounding = "round_mode: FLOOR" if rounded is math.floor else ""
     settings = f"pooling_param {{ pool: {method} kernel_size: {kernel} stride: {stride} pad: {pad} {rounding} }}"
@@ -181,11 +185,23 @@ def test_stochastic_pooling_picks_cells_in_training(run_layer):
         ("global_pooling: true", (3, 4, 5), (1,) * 3, [(0, 0)] * 3, math.floor),
     ],
 )  # fmt: skip
-def test_pooling_of_volumes(run_layer, method, settings, kernel, stride, sides, rounded):
+@pytest.mark.parametrize("large", [False, True])
+def test_pooling_of_volumes(run_layer, monkeypatch, large, method, settings, kernel, stride, sides, rounded):
+    monkeypatch.setattr(pooling, "_LARGE", 0 if large else 1 << 30)
     x = np.random.default_rng(6).standard_normal((1, 1, 3, 4, 5)) - 3
     (out,) = run_layer("Pooling3D", f"pooling3d_param {{ pool: {method} {settings} }}", x)
     expected, _ = slow_pooling(x[0, 0], kernel, stride, sides, method, rounded)
     np.testing.assert_allclose(out[0, 0], expected, rtol=1e-5)
+
+
+def test_a_large_blob_is_pooled_alike_with_a_gradient_and_without(run_layer):
+    x = torch.rand(1, 7, 99, 101) - 3
+    for settings in ("kernel_size: 3 stride: 2", "kernel_size: 2 stride: 2", "kernel_size: 1 stride: 1"):
+        text = f"pooling_param {{ pool: MAX {settings} }}"
+        (without,), (given,) = run_layer("Pooling", text, x), run_layer("Pooling", text, x.clone().requires_grad_())
+        assert given.requires_grad
+        assert torch.equal(without, given)
+        assert without.data_ptr() != x.data_ptr(), "a layer that works in place may overwrite it"
 
 
 @pytest.mark.parametrize("method", ["MAX", "AVE"])
