@@ -11,29 +11,16 @@ import torch
 
 import prototxt
 from converters import SolverState, read_solverstate, write_caffemodel, write_solverstate
-from converters.extras import library
-from prototxt import CaffePortError
-from prototxt.errors import nearest
 
 from . import distributed
 from .config import Config
 from .debug_info import DebugInfo
 from .errors import PortError
 from .net import Net
-from .optim import POLICIES, UPDATES, update
+from .optim import POLICIES, update
+from .solver_settings import check_settings
 from .test_nets import TestNets, output_scores, score_lines, spread
 from .weights import copy_from, to_caffemodel
-
-HONOURED = {
-    "net", "train_net", "net_param", "train_net_param", "train_state", "type", "base_lr", "lr_policy", "gamma", "power",
-    "stepsize", "stepvalue", "max_iter", "momentum", "momentum2", "rms_decay", "delta", "weight_decay",
-    "regularization_type", "clip_gradients", "iter_size", "average_loss", "display", "snapshot_prefix",
-    "random_seed", "weights", "snapshot", "snapshot_after_train", "snapshot_format", "solver_mode", "device_id",
-    "debug_info", "test_initialization", "test_compute_loss", "test_iter", "test_interval", "test_net",
-    "test_net_param", "test_state", "vstep_lr", "vstep_size", "eval_type", "ap_version", "show_per_class_result",
-    "plateau_winsize", "stagelr", "stageiter",
-}  # fmt: skip
-NEUTRAL = {"snapshot_diff", "layer_wise_reduce"}  # without influence on the result of training
 
 
 def find_net(path: str, solver_path, what: str = "net") -> Path:
@@ -107,7 +94,7 @@ class Solver:
             self.warnings += [f"unknown field ignored: {f}" for f in unknown]
         else:
             self.source, self.param = None, source
-        self._check()
+        self.warnings += check_settings(self.param, self.error)
         if self.param.random_seed >= 0:
             torch.manual_seed(self.param.random_seed)
         self.net = net if net is not None else self._build_net(cfg, device, precision)
@@ -132,61 +119,6 @@ class Solver:
                 copy_from(self.net, find_net(part.strip(), self.source, "weights file"))
 
     # ---- set-up
-
-    def _check(self) -> None:
-        p = self.param
-        if p.type not in UPDATES:
-            near = nearest(p.type, UPDATES)
-            raise self.error(f"unknown solver type '{p.type}'" + (f"; did you mean {near}?" if near else ""), "type")
-        if p.lr_policy not in POLICIES:
-            near = nearest(p.lr_policy, POLICIES)
-            message = f"unknown policy '{p.lr_policy}'" + (f"; did you mean '{near}'?" if near else "")
-            known = f"known policies: {', '.join(POLICIES)}"
-            raise self.error(message if p.lr_policy else "is needed", "lr_policy", known)
-        needs = {
-            "step": ["stepsize", "gamma"], "exp": ["gamma"], "inv": ["gamma", "power"], "multistep": ["gamma"],
-            "sigmoid": ["gamma", "stepsize"], "poly": ["max_iter"], "plateau": ["gamma"],
-        }.get(p.lr_policy, [])  # fmt: skip
-        lists = {"vstep": ("vstep_lr", "vstep_size"), "multifixed": ("stagelr", "stageiter")}
-        if p.lr_policy in lists:
-            rates, ends = lists[p.lr_policy]
-            counts = len(getattr(p, rates)), len(getattr(p, ends))
-            if not counts[0] or counts[0] != counts[1]:
-                raise self.error(f"{counts[0]} rates and {counts[1]} {ends}; as many of each", rates)
-        elif not p.HasField("base_lr"):
-            needs = ["base_lr"]
-        for field in needs:
-            if not p.HasField(field):
-                raise self.error(f"is needed (lr_policy '{p.lr_policy}')", field)
-        if p.lr_policy in ("step", "sigmoid") and p.stepsize < 1:
-            raise self.error("must be positive", "stepsize")
-        if "gamma" in needs and p.gamma < 0 and p.lr_policy != "sigmoid":  # that falls only with one below 0
-            raise self.error("must not be negative", "gamma")
-        if p.regularization_type not in ("L1", "L2"):
-            raise self.error(f"is L1 or L2, not '{p.regularization_type}'", "regularization_type")
-        if p.iter_size < 1:
-            raise self.error("must be positive", "iter_size")
-        if p.type == "AdaGrad" and p.momentum or p.type == "RMSProp" and p.momentum:
-            raise self.error(f"cannot be used with {p.type}", "momentum")
-        if p.type == "Adam" and not (0 <= p.momentum < 1 and 0 <= p.momentum2 < 1):
-            raise self.error("must lie between 0 and 1, as must momentum2 (Adam)", "momentum")
-        if p.snapshot_format == p.HDF5:  # found out now, and not when the first snapshot is due
-            try:
-                library("h5py", "hdf5")
-            except CaffePortError as error:
-                raise self.error(f"HDF5 {error.message}", "snapshot_format", error.hint) from None
-        for field in ("max_iter", "snapshot", "display"):
-            if getattr(p, field) < 0:
-                raise self.error("must not be negative", field)
-        if p.type == "RMSProp" and not 0 <= p.rms_decay < 1:
-            raise self.error("must lie between 0 and 1", "rms_decay")
-        for descriptor, value in p.ListFields():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise self.error(f"must be a finite number, not {value}", descriptor.name)
-            if descriptor.name in NEUTRAL and value:
-                self.warnings.append(f"solver field {descriptor.name} has no effect on this training")
-            elif descriptor.name not in HONOURED | NEUTRAL:
-                self.warnings.append(f"solver field {descriptor.name} is not supported, and ignored")
 
     def _build_net(self, cfg, device, precision) -> Net:
         p = self.param
