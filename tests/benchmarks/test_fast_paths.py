@@ -1,6 +1,8 @@
 """``benchmarks/fast_paths.py``."""
 
 import numpy as np
+import pytest
+import torch.distributed as dist
 
 
 def rows(out):
@@ -8,19 +10,35 @@ def rows(out):
 
 
 def test_a_short_run(benchmark, golden_data):
-    paths = ("faithful", "channels_last", "padded", "bf16", "tf32")
+    paths = ("faithful", "plain_pooling", "one_dnn_products", "channels_last", "padded", "bf16", "tf32")
     folder = golden_data / "ohem_vggm_small_b"
     run = benchmark("fast_paths", "--folders", folder, "--iters", 1, "--paths", *paths)
     assert run.code in (0, None)
     found = rows(run.out)
     assert tuple(found) == paths
-    for exact in ("faithful", "padded"):
+    for exact in ("faithful", "plain_pooling", "padded"):
         assert found[exact][1].strip() == found[exact][3].strip() == "0.0e+00"
-    for name in ("faithful", "channels_last", "padded"):
+    for name in paths[:5]:
         assert max(map(float, found[name][:4])) < 2e-6
         assert found[name][4].strip() == "64 of 64"
     assert 1e-5 < float(found["bf16"][0]) < 1e-2
     assert "tf32: not measured: precision tf32: TensorFloat-32 is for NVIDIA's GPUs" in run.out
+
+
+@pytest.mark.parametrize("name", ["ohem_vggm_small_b", "e2e_ohem_small"])
+def test_two_processes_share_the_passes(benchmark, golden_data, name):
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("this PyTorch has no gloo")
+    run = benchmark("fast_paths", "--folders", golden_data / name, "--iters", 2, "--paths", "two_processes")
+    assert run.code in (0, None)
+    found = rows(run.out)["two_processes"]
+    assert max(map(float, (found[0], found[1], found[3]))) < 1e-6
+    assert found[4].split() == ["128", "of", "128"]
+
+
+def test_one_pass_is_not_shared(benchmark, golden_data):
+    run = benchmark("fast_paths", "--folders", golden_data / "ssd_small_ohem", "--iters", 1, "--paths", "two_processes")
+    assert "two_processes: not measured: iter_size is 1, for 2 processes" in run.out
 
 
 def test_differences(benchmark):
