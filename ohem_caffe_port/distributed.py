@@ -7,6 +7,7 @@ through one stream of random choices, and each loads only what it computes.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -81,6 +82,7 @@ def joined():
             raise
         time.sleep(1)  # the first end makes torchrun stop the rest, and the message is still on its way
         raise SystemExit(2) from None
+    gc.collect()  # what still holds the group, whose threads must not outlive Python
     dist.destroy_process_group()
 
 

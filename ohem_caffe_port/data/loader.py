@@ -50,7 +50,7 @@ class MinibatchLoader:
         self.plan, self.load, self.device = plan, load, torch.device(device)
         train = cfg.TRAIN
         self.workers = train.PREFETCH_WORKERS if train.USE_PREFETCH else 0
-        self.own_stream = bool(self.workers or train.SEED_PASSES)
+        self.own_stream = bool(self.workers or train.SEED_PASSES or distributed.size() > 1)
         if self.own_stream:
             self.rng = np.random.RandomState()
             self.rng.set_state(rng.get_state())
