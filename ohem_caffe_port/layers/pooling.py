@@ -76,7 +76,8 @@ class PoolingLayer(Layer):
             reached = [(b, (n - 1) * s + k - b - size) for n, (size, k, s, (b, _)) in zip(windows, axes, strict=True)]
             options = {}
             if any(map(any, reached)):
-                x = pad_axes(x, reached, -_FLT_MAX if method == "MAX" else 0.0)
+                lowest = -min(_FLT_MAX, torch.finfo(x.dtype).max)  # bfloat16 ends a little earlier
+                x = pad_axes(x, reached, lowest if method == "MAX" else 0.0)
         if method == "STOCHASTIC":
             return [self._stochastic(x, kernel, stride)]
         if by_axes:

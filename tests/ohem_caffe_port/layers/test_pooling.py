@@ -204,6 +204,15 @@ def test_a_large_blob_is_pooled_alike_with_a_gradient_and_without(run_layer):
         assert without.data_ptr() != x.data_ptr(), "a layer that works in place may overwrite it"
 
 
+@pytest.mark.parametrize("size", [99, 100])  # within the image, and a last window that reaches over its end
+def test_bfloat16_is_pooled_as_it_is(run_layer, size):
+    x = (torch.rand(1, 7, size, size) - 3).bfloat16()
+    (out,) = run_layer("Pooling", "pooling_param { pool: MAX kernel_size: 3 stride: 2 }", x)
+    (exact,) = run_layer("Pooling", "pooling_param { pool: MAX kernel_size: 3 stride: 2 }", x.float())
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out.float(), exact)
+
+
 @pytest.mark.parametrize("method", ["MAX", "AVE"])
 @pytest.mark.parametrize(("height", "size"), [(1, (5, 7)), (3, (9, 7)), (2, (3, 2))])
 def test_a_pyramid(run_layer, method, height, size):
