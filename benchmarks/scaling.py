@@ -95,7 +95,6 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> dict:
     """Seconds and peak memory of an iteration, in this process."""
     rois, side, images, classes = args.point
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     keep_freed_memory()  # as the training tool does
     solver = build(
         f"{args.net}/ohem", images=images, rois=rois, batch_size=64 * images, height=side, width=side, classes=classes,

@@ -56,7 +56,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     keep_freed_memory()  # as the training tool does
     try:
         if args.way:

@@ -156,7 +156,7 @@ def output_folder(path) -> Path:
 
 
 def pick_device(args, solver=None):
-    """The ``torch.device`` of ``--gpu``, or else of a solver's ``solver_mode`` and ``device_id``; true float32.
+    """The ``torch.device`` of ``--gpu``, or else of a solver's ``solver_mode`` and ``device_id``.
 
     Of several processes each gets the device of its own number on its machine.
 
@@ -185,7 +185,6 @@ def pick_device(args, solver=None):
         print(f"{of_several}on the CPU, {torch.get_num_threads()} threads")
         keep_freed_memory()
         return torch.device("cpu")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     wished = list(solver.device_id) if solver is not None else []
     if processes > 1:
         if wished:
